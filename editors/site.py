@@ -1,0 +1,342 @@
+"""Where an overlay of the last feed-forward layer meets a model.
+
+The last feed-forward layer is followed by no other mixing of positions. So its input `q`, and the sum `s`
+that enters the norm after it, do not depend on any patch of that layer; a patch adds to `s`, at the one
+position that the head reads, and everything behind is the norm and the head. One mechanism serves post-norm
+models (BERT: the layer's own output norm) and pre-norm models (GPT-2: the final norm of the stack).
+
+The site is found from what the model executes, never from its name: see `find_site`. Which overlay applies
+belongs to the call: `Join.during` sets it in a context variable, and the hooks do nothing outside of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from editors.errors import UnsupportedModel
+
+Position = Literal["first", "last"]
+Transform = Callable[[Tensor, Tensor], Tensor]
+"""From (queries, residuals), both (batch, hidden), to the residuals that the norm shall receive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Names of modules inside one model, as `nn.Module.get_submodule` takes them.
+
+    reads: the module whose input is `q` (the up-projection of the last feed-forward layer).
+    joins: the norm whose input is `s`.  stack: the list of layers.  position: which token the head reads.
+    """
+
+    reads: str
+    joins: str
+    stack: str
+    position: Position
+    hidden: int
+    layer_returns: int = 0
+    """How many things a layer returns in a tuple; 0 where it returns the hidden states themselves."""
+
+    @property
+    def name(self) -> str:
+        """What patches record of the site."""
+        return f"{self.joins}@{self.position}"
+
+    @property
+    def post_norm(self) -> bool:
+        """Whether the norm belongs to the last layer itself."""
+        return self.joins.startswith(self.stack + ".")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    name: str
+    module: nn.Module
+    width_in: int
+    width_out: int
+
+
+def find_site(model: nn.Module, inputs: Mapping[str, Tensor]) -> Site:
+    """Find the site of `model` by running it once on `inputs` and watching what it executes.
+
+    inputs: a right-padded batch of at least two rows of different lengths, with `attention_mask`.
+    Raises UnsupportedModel with what is missing.
+    """
+    calls = _trace(model, inputs)
+    down = _last(calls, lambda call: _layer_list(model, call.name) is not None and call.width_in != call.width_out)
+    if down is None:
+        raise UnsupportedModel(f"{_kind(model)} has no list of layers with a feed-forward layer in them.")
+    hidden = calls[down].width_out
+    stack = _layer_list(model, calls[down].name)
+    assert stack is not None
+    up = _last(
+        calls[:down],
+        lambda call: (
+            _layer_list(model, call.name) == stack
+            and call.width_in == hidden
+            and call.width_out % calls[down].width_in == 0
+        ),  # gate and up projection may be one matrix
+    )
+    if up is None:
+        raise UnsupportedModel(
+            f"{_kind(model)}: {calls[down].name} maps {calls[down].width_in} to {hidden} features, "
+            "but no layer before it maps them up; its last feed-forward layer is of an unknown kind."
+        )
+    norm = next((call for call in calls[down + 1 :] if _is_norm(call, hidden)), None)
+    if norm is None:
+        raise UnsupportedModel(
+            f"{_kind(model)} has no normalisation layer after its last feed-forward layer {calls[down].name}."
+        )
+    if Counter(call.name for call in calls)[norm.name] > 1:
+        raise UnsupportedModel(f"{_kind(model)} uses {norm.name} more than once in one pass: its layers are shared.")
+    position = _position_read(model, norm.module, inputs)
+    return Site(calls[up].name, norm.name, stack, position, hidden, _layer_returns(model, stack, inputs))
+
+
+def _kind(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+def _trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[_Call]:
+    """Every parameterised leaf that maps (..., in) to (..., out), in the order of execution."""
+    calls: list[_Call] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].is_floating_point():
+                calls.append(_Call(name, module, args[0].shape[-1], output.shape[-1]))
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if any(True for _ in module.parameters(False))]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _last(calls: list[_Call], wanted: Callable[[_Call], bool]) -> int | None:
+    return next((index for index in reversed(range(len(calls))) if wanted(calls[index])), None)
+
+
+def _layer_list(model: nn.Module, name: str) -> str | None:
+    """The outermost list of layers whose last layer holds the module `name`."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        path = ".".join(parts[:depth])
+        owner = model.get_submodule(path)
+        if isinstance(owner, nn.ModuleList):
+            return path if parts[depth] == str(len(owner) - 1) else None
+    return None
+
+
+def _is_norm(call: _Call, hidden: int) -> bool:
+    shapes = {tuple(parameter.shape) for parameter in call.module.parameters(recurse=False)}
+    return call.width_in == call.width_out == hidden and shapes == {(hidden,)}
+
+
+def _position_read(model: nn.Module, norm: nn.Module, inputs: Mapping[str, Tensor]) -> Position:
+    """Which position of the norm's input the logits depend on, by their gradient."""
+    entering: list[Tensor] = []
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        entering.append(args[0].detach().requires_grad_())
+        return (entering[0], *args[1:])
+
+    handle = norm.register_forward_pre_hook(hook)
+    try:
+        with torch.enable_grad():
+            logits = model(**inputs).logits
+            (slope,) = torch.autograd.grad(logits.float().pow(2).sum(), entering[0])
+    finally:
+        handle.remove()
+    read = slope.abs().sum(-1) > 0  # (batch, positions)
+    lengths = inputs["attention_mask"].sum(-1)
+    if logits.dim() == 2 and bool((read.sum(-1) == 1).all()):
+        where = read.int().argmax(-1)
+        if bool((where == 0).all()):
+            return "first"
+        if bool((where == lengths - 1).all()):
+            return "last"
+    raise UnsupportedModel(
+        f"The head of {_kind(model)} reads {int(read.sum(-1).max())} positions of a text; "
+        "Errata needs a head that reads one, the first or the last token."
+    )
+
+
+def _layer_returns(model: nn.Module, stack: str, inputs: Mapping[str, Tensor]) -> int:
+    lengths: list[int] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        lengths.append(len(output) if isinstance(output, tuple) else 0)
+
+    layers = model.get_submodule(stack)
+    assert isinstance(layers, nn.ModuleList)
+    handle = layers[-1].register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        handle.remove()
+    return lengths[0]
+
+
+@dataclass(slots=True)
+class Pass:
+    """One forward pass: which position each row reads, what to do there, and what was seen there."""
+
+    positions: Tensor  # (batch,) int64
+    transform: Transform | None = None
+    queries: Tensor | None = None  # (batch, hidden), set by the pass
+    residuals: Tensor | None = None  # (batch, hidden), before the transform
+
+
+class Join:
+    """A model with its site opened, once, when it is loaded. The model's parameters are never touched."""
+
+    def __init__(self, model: nn.Module, site: Site) -> None:
+        self.site = site
+        self._passes: ContextVar[Pass | None] = ContextVar("pass", default=None)
+        layers = model.get_submodule(site.stack)
+        assert isinstance(layers, nn.ModuleList)
+        norm = model.get_submodule(site.joins) if site.post_norm else nn.Identity()
+        self._entrance = _Entrance(layers[-1], norm, site.layer_returns)
+        self._tail = _with_stack(model, site.stack, self._entrance)
+        model.get_submodule(site.reads).register_forward_pre_hook(self._read)
+        model.get_submodule(site.joins).register_forward_pre_hook(self._join)
+        self._device = next(model.parameters()).device
+
+    @classmethod
+    @torch.no_grad()
+    def open(cls, model: nn.Module, inputs: Mapping[str, Tensor]) -> Join:
+        """Find the site of `model` and prove on `inputs` that norm and head alone give its logits.
+
+        inputs: as `find_site` takes them. Raises UnsupportedModel.
+        """
+        join = cls(model, find_site(model, inputs))
+        with join.during(Pass(join.positions(inputs["attention_mask"]))) as call:
+            logits = model(**inputs).logits
+        assert call.residuals is not None
+        try:
+            short = join.readout(call.residuals)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            raise UnsupportedModel(f"{_kind(model)} cannot be run from {join.site.joins} on: {error}") from error
+        if not torch.allclose(short, logits, rtol=1e-4, atol=1e-5):
+            raise UnsupportedModel(
+                f"{_kind(model)} does more than its norm and its head after {join.site.joins}; "
+                "a patch at its last feed-forward layer could not be judged exactly."
+            )
+        return join
+
+    @contextmanager
+    def during(self, call: Pass) -> Iterator[Pass]:
+        """Let `call` see, and transform, what the forward pass inside the block computes."""
+        token = self._passes.set(call)
+        try:
+            yield call
+        finally:
+            self._passes.reset(token)
+
+    def positions(self, attention_mask: Tensor) -> Tensor:
+        """The position that the head reads in each row: (batch, tokens) -> (batch,)."""
+        if self.site.position == "first":
+            return torch.zeros(len(attention_mask), dtype=torch.int64, device=attention_mask.device)
+        tokens = attention_mask.shape[-1]
+        return tokens - 1 - attention_mask.flip(-1).argmax(-1)
+
+    def readout(self, residuals: Tensor) -> Tensor:
+        """Logits from residuals: the norm and the head alone, (n, hidden) -> (n, labels)."""
+        tokens = torch.zeros(len(residuals), 1, dtype=torch.int64, device=self._device)
+        with self._entrance.admitting(residuals.unsqueeze(1)):
+            logits = self._tail(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def _read(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        call = self._passes.get()
+        if call is not None:
+            call.queries = _at(args[0], call.positions)
+
+    def _join(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        call = self._passes.get()
+        if call is None:
+            return None
+        assert call.queries is not None, "the norm ran before the feed-forward layer"
+        call.residuals = _at(args[0], call.positions)
+        if call.transform is None:
+            return None
+        patched = call.transform(call.queries, call.residuals)
+        if patched is call.residuals:
+            return None
+        entering = args[0].clone()
+        entering[torch.arange(len(patched), device=patched.device), call.positions] = patched.to(entering.dtype)
+        return (entering, *args[1:])
+
+
+def _at(hidden_states: Tensor, positions: Tensor) -> Tensor:
+    """(batch, tokens, hidden) at one position a row -> (batch, hidden)."""
+    return hidden_states[torch.arange(len(positions), device=positions.device), positions]
+
+
+class _Entrance(nn.Module):
+    """Stands in for the whole stack of layers: whatever comes in, the admitted residuals go out, normed."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module, returns: int) -> None:
+        super().__init__()
+        self._layer = (layer,)  # in a tuple, so that it does not become a part of this module
+        self.norm = norm
+        self.returns = returns
+        self._residuals: ContextVar[Tensor] = ContextVar("residuals")
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model reads off its layers, such as ModernBERT's `attention_type`, is the last layer's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._layer[0], name)
+
+    @contextmanager
+    def admitting(self, residuals: Tensor) -> Iterator[None]:
+        token = self._residuals.set(residuals)
+        try:
+            yield
+        finally:
+            self._residuals.reset(token)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
+        hidden_states = self.norm(self._residuals.get())
+        if self.returns == 0:
+            return hidden_states  # type: ignore[no-any-return]
+        return (hidden_states, *(None,) * (self.returns - 1))
+
+
+def _with_stack(model: nn.Module, stack: str, layer: nn.Module) -> nn.Module:
+    """`model` with `layer` as its only layer: shares every parameter, changes nothing of the original."""
+    shell = _shell(model)
+    owner = shell
+    *parents, name = stack.split(".")
+    for parent in parents:
+        child = _shell(owner.get_submodule(parent))
+        owner.add_module(parent, child)
+        owner = child
+    owner.add_module(name, nn.ModuleList([layer]))
+    return shell
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A shallow copy of `module` whose children can be replaced without touching the original's."""
+    shell = copy.copy(module)
+    shell._modules = dict(module._modules)
+    return shell

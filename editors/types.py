@@ -1,0 +1,176 @@
+"""The words that editors share: patch, rows, problem, step, overlay, editor.
+
+Nothing here knows how the service stores, queues or transports; tensors and plain values only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from editors.errors import NotFinite
+from editors.moments import Moments
+
+Readout = Callable[[Tensor], Tensor]
+"""From the input of the last norm at the position the head reads to logits: (n, hidden) -> (n, labels)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a patch says about itself; stored with its bytes and checked before it is put on a model.
+
+    `base` is the fingerprint of the weights it was made for, `site` the name of the place where it
+    meets them, `dtype` the dtype in which the base computes.
+    """
+
+    editor: str
+    editor_version: int
+    base: str
+    site: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What was learned from one edit: named tensors and a header. Inert."""
+
+    header: Header
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise NotFinite(f"The patch's tensor {name!r} holds NaN or infinity.")
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the patch holds."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Activations at the position the head reads, one row an input.
+
+    queries: (n, hidden) inputs `q` of the last feed-forward layer. No patch of that layer changes them.
+    residuals: (n, hidden) inputs `s` of the norm after it, with the patches of the revision at hand added.
+    labels: (n,) int64, the label each row should get.
+    """
+
+    queries: Tensor
+    residuals: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        assert len(self.queries) == len(self.residuals) == len(self.labels), "rows of unequal number"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice | Tensor) -> Rows:
+        return Rows(self.queries[index], self.residuals[index], self.labels[index])
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on `device`."""
+        return Rows(self.queries.to(device), self.residuals.to(device), self.labels.to(device))
+
+    @staticmethod
+    def join(parts: Sequence[Rows]) -> Rows:
+        """All rows of `parts`, in order."""
+        return Rows(
+            torch.cat([part.queries for part in parts]),
+            torch.cat([part.residuals for part in parts]),
+            torch.cat([part.labels for part in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One edit as an editor sees it.
+
+    edit: the reported input first, then its rephrases; `labels` is the wanted label of each.
+    memory: rows that must stay as they are: what the model is known to get right, then the rows of
+        earlier edits (with the label that the edit wanted). May be empty.
+    moments: of the memory, or of the part of it that does not change from edit to edit; computed from
+        the memory when None, which for 40,000 rows takes longer than the fit.
+    readout: from residuals to logits. seed: makes the fit repeatable.
+    """
+
+    edit: Rows
+    memory: Rows
+    readout: Readout
+    seed: int = 0
+    moments: Moments | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a fit. A fit yields after every step, so that predictions can run in between."""
+
+    number: int
+    loss: float
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a fit returns: the tensors of the patch, and how it went."""
+
+    tensors: Mapping[str, Tensor]
+    steps: int
+    loss: float
+
+
+Fit = Generator[Step, None, Fitted]
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """Which patches took part in which rows: pair i says that patch `patches[i]` fired on row `rows[i]`.
+
+    Sorted by row, then by ledger order; `strengths` is the largest activation among the patch's neurons.
+    """
+
+    rows: Tensor  # (pairs,) int64
+    patches: Tensor  # (pairs,) int64, index into the overlay
+    strengths: Tensor  # (pairs,) float32
+
+
+class Overlay(Protocol):
+    """Patches compiled into something that runs beside the model. Immutable for its readers.
+
+    Patches are numbered from 0 in ledger order, whether they are live or not; which of them apply
+    to a row belongs to the call.
+    """
+
+    def __len__(self) -> int:
+        """The number of patches."""
+
+    def extend(self, patches: Sequence[Patch]) -> Overlay:
+        """An overlay with `patches` after the present ones. This one goes on serving unchanged."""
+
+    def apply(self, queries: Tensor, residuals: Tensor, alive: Tensor, view: Tensor) -> tuple[Tensor, Firing]:
+        """Residuals with the values of the patches that fire added in ledger order, and what fired.
+
+        queries, residuals: (n, hidden). alive: (views, patches) bool, which patches each view sees.
+        view: (n,) int64, the view of each row. A row on which nothing fires is returned bit for bit.
+        """
+
+
+class Editor(Protocol):
+    """A method that fits a patch to an edit."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    options: ClassVar[type[Any]]
+    """A frozen dataclass of the editor's options, every one with a default and Annotated bounds."""
+
+    def fit(self, problem: Problem, options: Any) -> Fit:
+        """Learn the patch's tensors, one step at a time. Raises FitFailed with the reason."""
+
+    def overlay(self, hidden: int, device: torch.device) -> Overlay:
+        """An overlay without patches, for a model of that width on that device."""
