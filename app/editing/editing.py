@@ -1,0 +1,285 @@
+"""What callers can do with edits and revisions: report, look, wait, revert, re-apply, restore."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from app.editing.events import Event, Listeners
+from app.editing.outcome import Answers, Encoded, own_gates
+from app.editing.worker import Worker
+from app.engine import Engine, Live, View
+from app.errors import EditRejected, NotReverted, RevisionMoved
+from app.follower import Follower
+from app.hits import Hits
+from app.inputs import input_key
+from app.judge import Exemption, Judge, Verdict
+from app.memory import Memory
+from app.store import (
+    IN_WORK,
+    Accepted,
+    Draft,
+    EditRecord,
+    HeadMoved,
+    HistoryRow,
+    IdempotencyKey,
+    Ledger,
+    RevisionRecord,
+    Status,
+)
+from editors.registry import editor_named, options_of
+from editors.types import Editor
+
+POLL_SECONDS = 1.0
+"""How often somebody who waits looks into the store, for the case that another process does the work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A mistake as a caller reports it; `editor` None means the default."""
+
+    input: str
+    target: str
+    rephrases: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    editor: str | None = None
+    options: Mapping[str, Any] | None = None
+    reason: str = ""
+    reporter: str = ""
+    dry_run: bool = False
+    supersedes: str | None = None
+
+
+class Editing:
+    """Edits and revisions of one model."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        follower: Follower,
+        judge: Judge,
+        memory: Memory,
+        worker: Worker,
+        hits: Hits,
+        editors: Mapping[str, Editor],
+        listeners: Listeners,
+        *,
+        default_editor: str,
+        max_queued: int,
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._follower = follower
+        self._judge = judge
+        self._memory = memory
+        self._worker = worker
+        self._hits = hits
+        self._editors = editors
+        self._listeners = listeners
+        self._default_editor = default_editor
+        self._max_queued = max_queued
+
+    async def report(
+        self, report: Report, *, actor: str, key: IdempotencyKey | None = None, if_match: int | None = None
+    ) -> Accepted:
+        """Queue the correction of a mistake. What is returned is stored: it survives any crash."""
+        draft = self._draft(report)
+        await asyncio.to_thread(Encoded.of, self._engine.model, draft)  # refuses texts that are too long
+        accepted = await asyncio.to_thread(
+            self._ledger.accept, draft, actor=actor, limit=self._max_queued, key=key, if_match=if_match
+        )
+        self._worker.wake()
+        return accepted
+
+    async def record(self, edit_id: str) -> EditRecord:
+        """The audit record. Raises NotFound."""
+        await self._hits.write()
+        return await asyncio.to_thread(self._ledger.edit, edit_id)
+
+    async def wait(self, edit_id: str, seconds: float) -> EditRecord:
+        """The record as soon as the edit has ended, or when the time is over."""
+        deadline = time.monotonic() + seconds
+        with self._listeners.listening(edit_id) as news:
+            while True:
+                record = await self.record(edit_id)
+                left = deadline - time.monotonic()
+                if record.status not in IN_WORK or left <= 0:
+                    return record
+                await _next_change(news, min(left, POLL_SECONDS))
+
+    async def events(self, edit_id: str, after: int) -> AsyncIterator[Event]:
+        """The edit's life from history row `after` on, and the progress of its fit, until it ends."""
+        with self._listeners.listening(edit_id) as news:
+            while True:
+                record = await asyncio.to_thread(self._ledger.edit, edit_id)
+                for row in record.history:
+                    if row.seq > after:
+                        after = row.seq
+                        yield Event("status", row.seq, _status(row))
+                if record.status not in IN_WORK:
+                    if record.verdict is not None:
+                        yield Event("verdict", after, {"status": record.status, "verdict": record.verdict})
+                    return
+                progress = await _next(news, POLL_SECONDS)
+                if progress is not None:
+                    yield Event("progress", after, progress)
+
+    async def revert(
+        self, edit_id: str, *, actor: str, reason: str, if_match: int | None = None
+    ) -> tuple[EditRecord, Mapping[str, Any] | None]:
+        """Take the edit out of service; returns its record and what the removal did to the others.
+
+        An edit that still waits is cancelled; one that is reverted already is left as it is. Raises NotLive.
+        """
+        while True:
+            record = await self.record(edit_id)
+            if record.status in IN_WORK or record.status is Status.CANCELLED:
+                return await self._cancel(edit_id, actor=actor, reason=reason), None
+            if record.status is Status.REVERTED:
+                return record, _removal_verdict(record)
+            live = await self._caught_up(if_match)
+            try:
+                await self._revert(record, live, actor=actor, reason=reason)
+            except HeadMoved:
+                continue
+            record = await self.record(edit_id)
+            return record, _removal_verdict(record)
+
+    async def reapply(self, edit_id: str, *, actor: str, if_match: int | None = None) -> EditRecord:
+        """Make a reverted edit live again: judged again, not fitted again.
+
+        Raises NotReverted, EditRejected with the failed gates, ConflictingEdit.
+        """
+        while True:
+            record = await self.record(edit_id)
+            if record.status is Status.LIVE:
+                return record
+            if record.status is not Status.REVERTED:
+                raise NotReverted(f"Edit {edit_id} is {record.status.value}; only a reverted edit can be re-applied.")
+            live = await self._caught_up(if_match)
+            after, verdict = await self._judge_again(record, live)
+            if not verdict.passed:
+                raise rejection(edit_id, verdict.as_json())
+            try:
+                await asyncio.to_thread(
+                    self._ledger.reapply,
+                    edit_id,
+                    actor=actor,
+                    verdict=verdict.as_json(),
+                    after=after.as_json(),
+                    expected_head=live.revision,
+                )
+            except HeadMoved:
+                continue
+            await self._follower.catch_up()
+            return await self.record(edit_id)
+
+    async def restore(
+        self, number: int, *, actor: str, reason: str = "", if_match: int | None = None
+    ) -> RevisionRecord:
+        """A new revision with exactly the patches of revision `number`. Raises NotFound."""
+        while True:
+            live = await self._caught_up(if_match)
+            try:
+                revision = await asyncio.to_thread(
+                    self._ledger.restore, number, actor=actor, reason=reason, expected_head=live.revision
+                )
+            except HeadMoved:
+                continue
+            await self._follower.catch_up()
+            return revision
+
+    def _draft(self, report: Report) -> Draft:
+        """The report as it is stored. Raises UnknownLabel, UnknownEditor and BadOptions."""
+        self._engine.model.label_index(report.target)
+        name = report.editor or self._default_editor
+        options = options_of(editor_named(name, self._editors), report.options or {})
+        return Draft(
+            input=report.input,
+            input_key=input_key(report.input),
+            target=report.target,
+            rephrases=report.rephrases,
+            keep=report.keep,
+            editor=name,
+            options=asdict(options),
+            reason=report.reason,
+            reporter=report.reporter,
+            dry_run=report.dry_run,
+            supersedes=report.supersedes,
+        )
+
+    async def _caught_up(self, if_match: int | None) -> Live:
+        live = await self._follower.catch_up()
+        if if_match is not None and if_match != live.revision:
+            raise RevisionMoved(f"The revision is {live.revision}, not {if_match}.")
+        return live
+
+    async def _cancel(self, edit_id: str, *, actor: str, reason: str) -> EditRecord:
+        self._worker.cancel(edit_id)
+        record = await asyncio.to_thread(self._ledger.cancel, edit_id, actor=actor, reason=reason)
+        self._listeners.tell(edit_id)
+        return record
+
+    async def _revert(self, record: EditRecord, live: Live, *, actor: str, reason: str) -> None:
+        remaining = live.view(exclude=[record.id]).alive
+        exempt = Exemption(frozenset({record.id}), self._memory.input_keys(live.live_edits()))
+        verdict: Mapping[str, Any] = {}
+        if record.status is Status.LIVE:
+            judged = await self._engine.call(lambda: self._judge.of_alive(live, remaining, exempt=exempt))
+            verdict = judged.verdict.as_json()
+        await asyncio.to_thread(
+            self._ledger.revert, record.id, actor=actor, reason=reason, verdict=verdict, expected_head=live.revision
+        )
+        await self._follower.catch_up()
+
+    async def _judge_again(self, record: EditRecord, live: Live) -> tuple[Answers, Verdict]:
+        draft = record.draft
+        alive = live.alive.clone()
+        if draft.supersedes is not None:
+            alive[list(live.patches_of(draft.supersedes))] = False
+        alive[list(live.patches_of(record.id)[-1:])] = True
+        exempt = Exemption(
+            frozenset({draft.supersedes} if draft.supersedes else ()),
+            self._memory.input_keys(live.live_edits()) | {draft.input_key},
+        )
+        encoded = Encoded.of(self._engine.model, draft)
+        before = await Answers.under(self._engine, encoded, live.view())
+        after = await Answers.under(self._engine, encoded, View(live.revision, live.overlay, alive, live.edit_ids))
+        judged = await self._engine.call(lambda: self._judge.of_alive(live, alive, exempt=exempt))
+        gates = own_gates(draft, before, after, rephrases_required=self._judge.required.rephrases)
+        return after, judged.verdict.with_gates(gates)
+
+
+def rejection(edit_id: str, verdict: Mapping[str, Any]) -> EditRejected:
+    """The error of an edit that did not pass, with every failed gate."""
+    gates = [gate for gate in verdict["gates"] if not gate["passed"]]
+    named = ", ".join(f"{gate['name']} ({gate['measured']:.4g}, required {gate['required']:.4g})" for gate in gates)
+    return EditRejected(f"Edit {edit_id} did not pass: {named}.", edit_id=edit_id, gates=gates)
+
+
+async def _next(news: asyncio.Queue[dict[str, Any] | None], seconds: float) -> dict[str, Any] | None:
+    try:
+        return await asyncio.wait_for(news.get(), seconds)
+    except TimeoutError:
+        return None
+
+
+async def _next_change(news: asyncio.Queue[dict[str, Any] | None], seconds: float) -> None:
+    """Return at the next change of the record, past any progress, or when the time is over."""
+    deadline = time.monotonic() + seconds
+    while await _next(news, max(deadline - time.monotonic(), 0)) is not None:
+        pass
+
+
+def _status(row: HistoryRow) -> dict[str, Any]:
+    return {"event": row.event, "at": row.at, "actor": row.actor, "detail": dict(row.detail)}
+
+
+def _removal_verdict(record: EditRecord) -> Mapping[str, Any] | None:
+    """What the last removal of the edit did to the others."""
+    reverted = [row for row in record.history if row.event == "reverted"]
+    return reverted[-1].detail.get("verdict") if reverted else None

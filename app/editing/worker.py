@@ -1,0 +1,364 @@
+"""Works on the queued edits of one model, one after the other: capture, fit, judge, commit, live.
+
+Whatever goes wrong, an edit ends in the store: live, rejected, failed, not needed, cancelled, or queued still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import torch
+
+from app.editing.events import Listeners
+from app.editing.outcome import Answers, Encoded, own_gates
+from app.engine import Answer, Engine, Live, View
+from app.errors import ConflictingEdit
+from app.follower import Follower
+from app.judge import Exemption, Judge, Judged, Verdict
+from app.memory import Memory
+from app.observe import Metrics
+from app.store import EditRecord, Evidence, HeadMoved, Learned, Ledger, QueueLock, Status
+from editors import codec
+from editors.errors import EditorError
+from editors.registry import editor_named, options_of
+from editors.types import Editor, Fitted, Header, Patch, Problem, Rows, Step
+
+IDLE_SECONDS = 1.0
+"""How long the worker rests between two looks at an empty queue that nobody told it of."""
+
+log = structlog.get_logger()
+
+
+class Cancelled(Exception):
+    """The edit was cancelled while it was worked on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One edit against one revision."""
+
+    record: EditRecord
+    live: Live
+    base: View  # what is live, without what the edit supersedes
+    encoded: Encoded
+    before: Answers
+    rows: Rows  # of the input and the rephrases, unpatched
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A fitted patch and its evidence."""
+
+    patch: Patch
+    fitted: Fitted
+    seconds: float
+    memory_rows: int
+    after: Answers
+    judged: Judged
+    verdict: Verdict
+
+
+class Worker:
+    """The life of each edit between `queued` and its end."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        follower: Follower,
+        judge: Judge,
+        memory: Memory,
+        editors: Mapping[str, Editor],
+        listeners: Listeners,
+        metrics: Metrics,
+        *,
+        rounds: int,
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._follower = follower
+        self._judge = judge
+        self._memory = memory
+        self._editors = editors
+        self._listeners = listeners
+        self._metrics = metrics
+        self._rounds = rounds
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._cancelled: set[str] = set()
+
+    def wake(self) -> None:
+        """There is an edit in the queue."""
+        self._wake.set()
+
+    def cancel(self, edit_id: str) -> None:
+        """Stop fitting this edit, if it is being fitted here."""
+        self._cancelled.add(edit_id)
+
+    def stop(self) -> None:
+        """Finish the edit in hand, leave the rest queued."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until stopped. Of all processes on one model, one at a time works its queue."""
+        lock = self._ledger.queue_lock()
+        try:
+            while not self._stopping:
+                if await self._holds(lock) and await self._work_on_next():
+                    continue
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
+                self._wake.clear()
+        finally:
+            lock.release()
+
+    async def _holds(self, lock: QueueLock) -> bool:
+        """Whether this process may work the queue; takes up what a dead process left when it comes to it."""
+        try:
+            if await asyncio.to_thread(lock.held):
+                return True
+            if not await asyncio.to_thread(lock.try_acquire):
+                return False
+            requeued = await asyncio.to_thread(self._ledger.requeue_abandoned)
+        except Exception:  # the job boundary: the database may be away for a while
+            log.exception("cannot look after the queue")
+            return False
+        log.info("working the queue", taken_up_again=requeued)
+        return True
+
+    async def _work_on_next(self) -> bool:
+        try:
+            record = await asyncio.to_thread(self._ledger.claim)
+        except Exception:  # the job boundary: the database may be away for a while
+            log.exception("cannot claim an edit")
+            return False
+        if record is None:
+            return False
+        self._listeners.tell(record.id)
+        try:
+            status = await self._work_on(record)
+        except Exception as error:  # the job boundary: recorded, and the next edit is taken
+            log.exception("an edit failed", edit_id=record.id)
+            status = await self._fail(record, f"The service failed: {type(error).__name__}: {error}")
+        self._cancelled.discard(record.id)
+        self._metrics.edits.labels(status.value).inc()
+        self._listeners.tell(record.id)
+        log.info("edit done", edit_id=record.id, status=status.value)
+        return True
+
+    async def _work_on(self, record: EditRecord) -> Status:
+        while True:  # until no other process moved the head meanwhile
+            try:
+                return await self._attempt(record)
+            except HeadMoved:
+                log.info("the revision moved on, judging again", edit_id=record.id)
+            except Cancelled:
+                return Status.CANCELLED
+            except ConflictingEdit as error:
+                evidence = Evidence(verdict=_conflict_verdict(error))
+                return await self._finish(record, Status.REJECTED, evidence)
+            except EditorError as error:
+                return await self._fail(record, str(error))
+
+    async def _attempt(self, record: EditRecord) -> Status:
+        attempt = await self._capture(record)
+        if attempt.before.prediction.label == record.draft.target:
+            before = attempt.before.as_json()
+            return await self._finish(record, Status.NOT_NEEDED, Evidence(before=before, after=before))
+        candidate = await self._fit_and_judge(attempt)
+        if not candidate.verdict.passed:
+            return await self._finish(record, Status.REJECTED, _evidence(attempt, candidate))
+        if record.draft.dry_run:
+            return await self._finish(record, Status.DRY_RUN, _evidence(attempt, candidate))
+        return await self._commit(attempt, candidate)
+
+    async def _capture(self, record: EditRecord) -> _Attempt:
+        """What the editor and the judge need of the edit's texts: one forward pass of each."""
+        with self._metrics.edit_seconds.labels("capture").time():
+            live = await self._follower.catch_up()
+            encoded = Encoded.of(self._engine.model, record.draft)
+            before = await Answers.under(self._engine, encoded, live.view())
+        answers = [before.input, *before.rephrases]
+        wanted = self._engine.model.label_index(record.draft.target)
+        rows = _rows(answers, wanted).to(self._engine.model.device)
+        return _Attempt(record, live, _base(live, record), encoded, before, rows)
+
+    async def _fit_and_judge(self, attempt: _Attempt) -> _Candidate:
+        """Fit; where a gate fails, remember what was disturbed and fit again, so many rounds at most."""
+        draft = attempt.record.draft
+        problem = await self._problem(attempt)
+        for round_number in range(1, self._rounds + 1):
+            started = time.monotonic()
+            with self._metrics.edit_seconds.labels("fit").time():
+                fitted = await self._fit(attempt, problem, round_number)
+            patch = self._patch(draft.editor, fitted)
+            if round_number == 1 and not await asyncio.to_thread(self._ledger.judging, attempt.record.id):
+                raise Cancelled
+            self._listeners.tell(attempt.record.id)
+            with self._metrics.edit_seconds.labels("judge").time():
+                after, judged, verdict = await self._judged(attempt, patch)
+            seconds = time.monotonic() - started
+            candidate = _Candidate(patch, fitted, seconds, len(problem.memory), after, judged, verdict)
+            if verdict.passed or not len(judged.offended):
+                break
+            problem = _remembering(problem, judged.offended)
+        return candidate
+
+    async def _problem(self, attempt: _Attempt) -> Problem:
+        draft = attempt.record.draft
+        replaced = draft.supersedes
+        earlier = [edit_id for edit_id in attempt.live.live_edits() if edit_id != replaced]
+        memory = Rows.join([self._memory.base(), self._memory.of_edits(earlier)])
+
+        def patched() -> Rows:
+            view = torch.zeros(len(attempt.rows), dtype=torch.int64, device=attempt.rows.labels.device)
+            alive = attempt.base.alive.unsqueeze(0).to(view.device)
+            residuals, _ = attempt.base.overlay.apply(attempt.rows.queries, attempt.rows.residuals, alive, view)
+            return Rows(attempt.rows.queries, residuals, attempt.rows.labels)
+
+        return Problem(await self._engine.call(patched), _others(memory, attempt.rows), self._engine.readout)
+
+    async def _fit(self, attempt: _Attempt, problem: Problem, round_number: int) -> Fitted:
+        draft = attempt.record.draft
+        editor = editor_named(draft.editor, self._editors)
+        loop = asyncio.get_running_loop()
+        edit_id = attempt.record.id
+
+        def on_slice(step: Step) -> None:
+            if edit_id in self._cancelled:
+                raise Cancelled
+            progress = {"round": round_number, "step": step.number, "loss": step.loss, "losses": dict(step.losses)}
+            loop.call_soon_threadsafe(self._listeners.tell, edit_id, progress)
+
+        return await self._engine.work(editor.fit(problem, options_of(editor, draft.options)), on_slice)
+
+    def _patch(self, editor: str, fitted: Fitted) -> Patch:
+        """The patch as it will be stored and served: what is judged is what its bytes say."""
+        model = self._engine.model
+        header = Header(
+            editor, editor_named(editor, self._editors).version, model.fingerprint, model.site.name, model.dtype
+        )
+        return codec.decode(codec.encode(Patch(header, fitted.tensors)))
+
+    async def _judged(self, attempt: _Attempt, patch: Patch) -> tuple[Answers, Judged, Verdict]:
+        draft, live = attempt.record.draft, attempt.live
+        alone = editor_named(draft.editor, self._editors).overlay(
+            self._engine.model.hidden_size, self._engine.model.device
+        )
+        fresh = alone.extend([patch])
+        exempt = Exemption(
+            frozenset({draft.supersedes} if draft.supersedes else ()),
+            self._memory.input_keys(live.live_edits()) | {draft.input_key},
+        )
+        view = View(
+            live.revision + 1,
+            live.overlay.extend([patch]),
+            torch.cat([attempt.base.alive, torch.ones(1, dtype=torch.bool)]),
+            (*live.edit_ids, attempt.record.id),
+        )
+        after = await Answers.under(self._engine, attempt.encoded, view)
+        judged = await self._engine.call(
+            lambda: self._judge.of_patch(live, fresh, replaced=draft.supersedes, exempt=exempt)
+        )
+        gates = own_gates(draft, attempt.before, after, rephrases_required=self._judge.required.rephrases)
+        return after, judged, judged.verdict.with_gates(gates)
+
+    async def _commit(self, attempt: _Attempt, candidate: _Candidate) -> Status:
+        with self._metrics.edit_seconds.labels("commit").time():
+            learned = _learned(attempt, candidate)
+            revision = await asyncio.to_thread(
+                self._ledger.commit, attempt.record.id, learned, expected_head=attempt.live.revision
+            )
+            if revision is None:
+                return Status.CANCELLED
+            await self._follower.catch_up()
+        return Status.LIVE
+
+    async def _finish(self, record: EditRecord, status: Status, evidence: Evidence) -> Status:
+        detail = {"reason": evidence.failure} if evidence.failure else {}
+        done = await asyncio.to_thread(self._ledger.finish, record.id, status, evidence, detail=detail)
+        return status if done else Status.CANCELLED
+
+    async def _fail(self, record: EditRecord, reason: str) -> Status:
+        try:
+            return await self._finish(record, Status.FAILED, Evidence(failure=reason))
+        except Exception:  # the job boundary: the edit stays in work and is taken up again at the next start
+            log.exception("cannot record the failure of an edit", edit_id=record.id)
+            return Status.FAILED
+
+
+def _base(live: Live, record: EditRecord) -> View:
+    """What stays live beside the edit: everything but the edit it supersedes."""
+    alive = live.alive.clone()
+    if record.draft.supersedes is not None:
+        alive[list(live.patches_of(record.draft.supersedes))] = False
+    return View(live.revision, live.overlay, alive, live.edit_ids)
+
+
+def _rows(answers: list[Answer], wanted: int) -> Rows:
+    return Rows(
+        torch.stack([answer.query for answer in answers]),
+        torch.stack([answer.residual for answer in answers]),
+        torch.full((len(answers),), wanted),
+    )
+
+
+def _others(memory: Rows, edit: Rows) -> Rows:
+    """Memory without the edit's own rows: what was answered to the mistake is nothing to keep."""
+    if not len(memory):
+        return memory
+    distances = torch.cdist(memory.queries.float(), edit.queries.float()).amin(-1)
+    near = 1e-4 * edit.queries.float().norm(dim=-1).amax()
+    wanted = memory.labels == edit.labels[0]
+    return memory[(distances > near) | wanted]
+
+
+def _remembering(problem: Problem, offended: Rows) -> Problem:
+    return Problem(problem.edit, Rows.join([problem.memory, offended]), problem.readout, problem.seed)
+
+
+def _evidence(attempt: _Attempt, candidate: _Candidate) -> Evidence:
+    return Evidence(
+        before=attempt.before.as_json(),
+        after=candidate.after.as_json(),
+        verdict=candidate.verdict.as_json(),
+        fit=_fit_record(candidate),
+    )
+
+
+def _learned(attempt: _Attempt, candidate: _Candidate) -> Learned:
+    data = codec.encode(candidate.patch)
+    return Learned(
+        patch=data,
+        sha256=codec.sha256(data),
+        format=codec.FORMAT,
+        before=attempt.before.as_json(),
+        after=candidate.after.as_json(),
+        verdict=candidate.verdict.as_json(),
+        fit=_fit_record(candidate),
+        activations=codec.encode_rows(attempt.rows.to(torch.device("cpu"))),
+    )
+
+
+def _fit_record(candidate: _Candidate) -> dict[str, Any]:
+    return {
+        "steps": candidate.fitted.steps,
+        "seconds": round(candidate.seconds, 6),
+        "loss": candidate.fitted.loss,
+        "parameters": candidate.patch.parameters,
+        "seed": 0,
+        "memory_rows": candidate.memory_rows,
+    }
+
+
+def _conflict_verdict(error: ConflictingEdit) -> dict[str, Any]:
+    failures = [{"edit_id": edit_id} for edit_id in error.members["conflicts"]]
+    gate = {"name": "no_conflict", "measured": 0.0, "required": 1.0, "passed": False, "failures": failures}
+    return {"passed": False, "gates": [gate]}

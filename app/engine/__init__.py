@@ -1,0 +1,9 @@
+"""The model and the one thread that may run it: batches of predictions, slices of fits, the live swap.
+
+Knows no store and no HTTP.
+"""
+
+from app.engine.engine import Answer, Engine, Fired
+from app.engine.live import Entry, Live, View
+
+__all__ = ["Answer", "Engine", "Entry", "Fired", "Live", "View"]

@@ -1,0 +1,132 @@
+"""The one thread that owns the device.
+
+It takes whatever rows are waiting, without waiting for more; runs them as batches of similar length; and between
+batches runs slices of the current fit (a fit is a generator; a slice ends when it yields). Under full load a fit
+still gets a settled share of the time, and a prediction never waits for more than one slice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Waiting(Protocol):
+    """One row that waits for its forward pass."""
+
+    def __len__(self) -> int: ...
+
+
+Row = TypeVar("Row", bound=Waiting)
+
+
+@dataclass(slots=True)
+class _Job(Generic[T]):
+    slices: Generator[Any, None, T]
+    on_slice: Callable[[Any], None]
+    done: Future[T]
+
+
+class DeviceThread(Generic[Row]):
+    """Runs batches of rows, short calls and sliced jobs, one after the other, in its own thread."""
+
+    def __init__(self, run: Callable[[Sequence[Row]], None], *, max_batch: int, fit_share: float) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._slice_per_batch = fit_share / (1 - fit_share)
+        self._rows: deque[Row] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._jobs: deque[_Job[Any]] = deque()
+        self._waiting = threading.Condition()
+        self._stopping = False
+        self._owed = 0.0  # seconds of fitting that batches have earned
+        self._thread = threading.Thread(target=self._loop, name="device", daemon=True)
+        self._thread.start()
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Queue rows for the next batch; `run` reports their answers."""
+        with self._waiting:
+            self._refuse_when_stopped()
+            self._rows.extend(rows)
+            self._waiting.notify()
+
+    def call(self, work: Callable[[], T]) -> Future[T]:
+        """Run a short piece of work between two batches."""
+        done: Future[T] = Future()
+        with self._waiting:
+            self._refuse_when_stopped()
+            self._calls.append(lambda: _settle(done, work))
+            self._waiting.notify()
+        return done
+
+    def work(self, slices: Generator[Any, None, T], on_slice: Callable[[Any], None]) -> Future[T]:
+        """Run a job slice by slice between batches; `on_slice` gets what each slice yields."""
+        job = _Job(slices, on_slice, Future())
+        with self._waiting:
+            self._refuse_when_stopped()
+            self._jobs.append(job)
+            self._waiting.notify()
+        return job.done
+
+    def close(self) -> None:
+        """Finish the rows and calls that wait, drop the jobs, end the thread."""
+        with self._waiting:
+            self._stopping = True
+            self._waiting.notify()
+        self._thread.join()
+
+    def _refuse_when_stopped(self) -> None:
+        if self._stopping:
+            raise RuntimeError("The device thread has stopped.")
+
+    def _loop(self) -> None:
+        while True:
+            with self._waiting:
+                self._waiting.wait_for(lambda: self._rows or self._calls or self._jobs or self._stopping)
+                rows = [self._rows.popleft() for _ in range(min(len(self._rows), self._max_batch))]
+                calls, self._calls = self._calls, deque()
+                if self._stopping and not rows and not calls:
+                    break
+            started = time.monotonic()
+            if rows:
+                self._run(rows)
+            for call in calls:
+                call()
+            self._owed += (time.monotonic() - started) * self._slice_per_batch
+            self._fit()
+        for job in self._jobs:
+            job.done.cancel()
+
+    def _fit(self) -> None:
+        """Slices of the first job: one at least, then as many as are owed, or as long as nothing else waits."""
+        while self._jobs and not self._stopping:
+            started = time.monotonic()
+            self._slice(self._jobs[0])
+            self._owed -= time.monotonic() - started
+            if (self._rows or self._calls) and self._owed <= 0:
+                break
+        self._owed = min(max(self._owed, 0.0), 1.0) if self._jobs else 0.0
+
+    def _slice(self, job: _Job[Any]) -> None:
+        try:
+            job.on_slice(next(job.slices))
+        except StopIteration as end:
+            self._jobs.popleft()
+            job.done.set_result(end.value)
+        except Exception as error:  # noqa: BLE001 - the job boundary: whoever waits for the job learns of it
+            self._jobs.popleft()
+            job.done.set_exception(error)
+
+
+def _settle(done: Future[T], work: Callable[[], T]) -> None:
+    try:
+        done.set_result(work())
+    except Exception as error:  # noqa: BLE001 - the job boundary: whoever waits for the call learns of it
+        done.set_exception(error)

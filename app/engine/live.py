@@ -1,0 +1,109 @@
+"""What a process serves: one revision, and every patch that ever was live, compiled once.
+
+Which patches apply to an answer is a mask over them, a `View`; so the present revision, a former one, and
+the present one without some edits are answered by the same overlay, in the same batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from editors.types import Overlay
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One patch of the ledger: which edit it is of, which edit that one replaced, and when it was live.
+
+    spans: pairs (since, until); the patch is live in revisions since <= n < until, None: it still is.
+    """
+
+    edit_id: str
+    supersedes: str | None
+    spans: tuple[tuple[int, int | None], ...]
+
+    def live_in(self, revision: int) -> bool:
+        return any(since <= revision and (until is None or revision < until) for since, until in self.spans)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """Which patches of an overlay one answer sees."""
+
+    revision: int
+    overlay: Overlay
+    alive: Tensor  # (patches,) bool, on the CPU
+    edit_ids: Sequence[str]  # (patches,)
+
+    @property
+    def bare(self) -> bool:
+        """Whether it sees none: the unedited model."""
+        return not bool(self.alive.any())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """The newest revision this process knows. Immutable; a change makes another one."""
+
+    revision: int
+    overlay: Overlay
+    entries: tuple[Entry, ...]
+    edit_ids: tuple[str, ...] = field(init=False)
+    alive: Tensor = field(init=False)
+    _patches: Mapping[str, tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert len(self.overlay) == len(self.entries)
+        object.__setattr__(self, "edit_ids", tuple(entry.edit_id for entry in self.entries))
+        object.__setattr__(self, "alive", self._alive_in(self.revision))
+        patches: dict[str, tuple[int, ...]] = {}
+        for number, entry in enumerate(self.entries):
+            patches[entry.edit_id] = (*patches.get(entry.edit_id, ()), number)
+        object.__setattr__(self, "_patches", patches)
+
+    def patches_of(self, edit_id: str) -> tuple[int, ...]:
+        """The numbers of an edit's patches; none for an edit that never went live."""
+        return self._patches.get(edit_id, ())
+
+    def live_edits(self) -> list[str]:
+        """The edits that are live, in ledger order."""
+        return [self.edit_ids[number] for number in self.alive.nonzero().flatten().tolist()]
+
+    def view(self, *, as_of: int | None = None, exclude: Collection[str] = ()) -> View:
+        """The patches of revision `as_of` (default: the newest) without those of the excluded edits.
+
+        An edit that an excluded one had replaced comes back, exactly as a revert would bring it back.
+        """
+        revision = self.revision if as_of is None else as_of
+        assert 0 <= revision <= self.revision
+        alive = self.alive if as_of is None else self._alive_in(revision)
+        if exclude:
+            alive = self._without(alive, exclude)
+        return View(revision, self.overlay, alive, self.edit_ids)
+
+    def bare(self) -> View:
+        """No patch at all: the unedited model."""
+        return View(self.revision, self.overlay, torch.zeros_like(self.alive), self.edit_ids)
+
+    def _alive_in(self, revision: int) -> Tensor:
+        return torch.tensor([entry.live_in(revision) for entry in self.entries], dtype=torch.bool)
+
+    def _without(self, alive: Tensor, exclude: Collection[str]) -> Tensor:
+        alive = alive.clone()
+        for edit_id in exclude:
+            for number in self.patches_of(edit_id):
+                if alive[number]:
+                    alive[number] = False
+                    alive[list(self._returning(number, exclude))] = True
+        return alive
+
+    def _returning(self, number: int, exclude: Collection[str]) -> tuple[int, ...]:
+        """The patch that comes back when patch `number` goes: of the nearest replaced edit that is not excluded."""
+        replaced = self.entries[number].supersedes
+        while replaced is not None and replaced in exclude:
+            replaced = self.entries[self.patches_of(replaced)[-1]].supersedes
+        return () if replaced is None else self.patches_of(replaced)[-1:]

@@ -1,0 +1,258 @@
+"""Where the parts are joined: the only module that knows them all. Imported by the command line and by tests."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import structlog
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from app.audit import Finding, audit
+from app.editing import Editing, Worker
+from app.editing.events import Listeners
+from app.engine import Engine, Live
+from app.engine.traffic import Reservoir
+from app.follower import Follower
+from app.hits import Hits
+from app.judge import Judge, Required
+from app.memory import Known, KnownInput, Memory, learn, nothing_known, read_inputs
+from app.model import Classifier, Encoding, load
+from app.model.builtin import builtin, intents
+from app.observe import Metrics, set_up_logging
+from app.routes import Service, add_routes
+from app.routes.service import Parts as Serving
+from app.settings import BUILTIN, Settings
+from app.store import Ledger, ModelIdentity, Store
+from editors.registry import editor_named, editors
+from editors.types import Editor
+
+FOLLOW_SECONDS = 1.0
+HITS_SECONDS = 2.0
+GRACE_SECONDS = 10
+"""How long a stopping server waits for the requests under way."""
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings, *, on_failure: Callable[[BaseException], None] = lambda error: None) -> FastAPI:
+    """The service as an ASGI application.
+
+    It answers at once; requests that need the model get 503 until it is loaded and has caught up. `on_failure` is
+    told if that comes to nothing.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        stopping = asyncio.Event()
+        running = asyncio.create_task(_run(settings, app.state.service, stopping))
+        running.add_done_callback(lambda task: _report_failure(task, on_failure))
+        yield
+        stopping.set()
+        with suppress(Exception):  # reported by the callback
+            await running
+
+    app = FastAPI(
+        title="Errata",
+        summary="Report a mistake of a deployed model, and have it corrected.",
+        version=metadata.version("errata"),
+        lifespan=lifespan,
+    )
+    app.state.service = Service(metrics=Metrics(), settings=settings)
+    add_routes(app, settings)
+    return app
+
+
+async def _run(settings: Settings, service: Service, stopping: asyncio.Event) -> None:
+    """Open store and model, catch up, work until told to stop; close in the reverse order."""
+    store = await asyncio.to_thread(_open_store, settings.database_url)
+    try:
+        parts = await _join(settings, store, service.metrics)
+        beside = [
+            asyncio.create_task(parts.follower.follow(FOLLOW_SECONDS)),
+            asyncio.create_task(parts.hits.write_every(HITS_SECONDS)),
+        ]
+        working = asyncio.create_task(parts.worker.run())
+        service.open(Serving(parts.engine, parts.ledger, parts.editing, parts.editors, parts.hits, parts.memory))
+        log.info("ready", model=parts.engine.model.name, revision=parts.engine.live.revision)
+        await stopping.wait()
+        service.close()
+        parts.worker.stop()
+        await working
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        await parts.hits.write()
+        await asyncio.to_thread(parts.engine.close)
+    finally:
+        store.close()
+
+
+def _report_failure(task: asyncio.Task[None], on_failure: Callable[[BaseException], None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        on_failure(error)
+
+
+def serve(settings: Settings) -> None:
+    """Run the service until it is told to stop."""
+    set_up_logging(settings.log_level, settings.log_format)
+    if not _is_loopback(settings.host):
+        log.warning(
+            "listening beyond this machine: whoever reaches this address can read, change and revert edits",
+            host=settings.host,
+        )
+    if settings.model == BUILTIN:
+        builtin(settings.cache_dir)  # in this thread, so that an interrupt ends it
+    failures: list[BaseException] = []
+
+    def stop(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, on_failure=stop),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            server_header=False,
+        )
+    )
+    server.run()
+    if failures:
+        raise failures[0]
+
+
+def verify(settings: Settings) -> list[Finding]:
+    """Check the database against its hashes, and its recorded answers against the model. Starts no service."""
+
+    async def run() -> list[Finding]:
+        store = await asyncio.to_thread(_open_store, settings.database_url)
+        try:
+            parts = await _join(settings, store, Metrics())
+            try:
+                return await audit(parts.ledger, parts.engine)
+            finally:
+                parts.engine.close()
+        finally:
+            store.close()
+
+    set_up_logging("warning", settings.log_format)
+    return asyncio.run(run())
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """One process's parts, joined."""
+
+    ledger: Ledger
+    engine: Engine
+    follower: Follower
+    memory: Memory
+    worker: Worker
+    editing: Editing
+    hits: Hits
+    editors: dict[str, Editor]
+
+
+async def _join(settings: Settings, store: Store, metrics: Metrics) -> _Parts:
+    every = dict(editors())
+    default = editor_named(settings.editor, every)
+    model, known_inputs, guard_inputs = await asyncio.to_thread(_load, settings)
+    identity = ModelIdentity(model.fingerprint, model.name, model.task, model.site.name, model.dtype)
+    ledger = await asyncio.to_thread(store.ledger, identity)
+    traffic = Reservoir(settings.max_traffic_rows) if settings.memory_from_traffic else None
+    overlay = default.overlay(model.hidden_size, model.device)
+    engine = Engine(
+        model,
+        Live(0, overlay, ()),
+        metrics,
+        max_batch=settings.max_batch,
+        fit_share=settings.fit_share,
+        traffic=traffic,
+    )
+    memory = Memory(
+        await _known(engine, known_inputs, settings),
+        await _known(engine, guard_inputs, settings),
+        traffic,
+        limit=settings.max_memory_rows,
+    )
+    follower = Follower(ledger, engine, memory, every, metrics)
+    await follower.catch_up()
+    required = Required(settings.rephrases_required, settings.guard_required, settings.guard_fires_allowed)
+    judge = Judge(memory, engine.readout, model.labels, required)
+    listeners = Listeners()
+    hits = Hits(ledger)
+    worker = Worker(ledger, engine, follower, judge, memory, every, listeners, metrics, rounds=settings.judge_rounds)
+    editing = Editing(
+        ledger,
+        engine,
+        follower,
+        judge,
+        memory,
+        worker,
+        hits,
+        every,
+        listeners,
+        default_editor=default.name,
+        max_queued=settings.max_queued_edits,
+    )
+    return _Parts(ledger, engine, follower, memory, worker, editing, hits, every)
+
+
+def _open_store(url: str) -> Store:
+    store = Store.open(url)
+    store.migrate()
+    return store
+
+
+def _load(settings: Settings) -> tuple[Classifier, list[KnownInput], list[KnownInput]]:
+    """The model, its memory file and its guard file; the built-in model brings both."""
+    if settings.model == BUILTIN:
+        source: str | Path = builtin(settings.cache_dir)
+        known = [KnownInput(input=each.text, target=each.label) for each in intents("train")]
+    else:
+        source, known = settings.model, []
+    if settings.memory_file is not None:
+        known = read_inputs(settings.memory_file, limit=settings.max_memory_rows)
+    guard = known[: settings.max_guard_rows]
+    if settings.guard_file is not None:
+        guard = read_inputs(settings.guard_file, limit=settings.max_guard_rows)
+    model = load(
+        source, revision=settings.model_revision, task=settings.task, device=settings.device, dtype=settings.dtype
+    )
+    return model, known, guard
+
+
+async def _known(engine: Engine, inputs: Sequence[KnownInput], settings: Settings) -> Known:
+    """The inputs with the unedited model's activations, wrong answers left out."""
+    if not inputs:
+        return nothing_known(engine.model)
+
+    async def capture(encodings: Sequence[Encoding]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        answers = await engine.answer(encodings, engine.live.bare())
+        queries = torch.stack([answer.query for answer in answers])
+        residuals = torch.stack([answer.residual for answer in answers])
+        return queries, residuals, torch.stack([answer.logits for answer in answers])
+
+    known = await learn(engine.model, inputs, capture=capture, cache=settings.cache_dir / "activations")
+    if known.wrong:
+        log.info("left out inputs that the model gets wrong", left_out=known.wrong, kept=len(known))
+    return known
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

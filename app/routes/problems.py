@@ -1,0 +1,120 @@
+"""Every error as application/problem+json (RFC 9457), with a stable code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+from app.errors import BadRequest, MethodNotAllowed, NotFound, ServiceError, Unprocessable, translate
+from editors.errors import EditorError
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ErrorAt(BaseModel):
+    """One thing that is wrong with a request, and where."""
+
+    loc: list[str | int]
+    msg: str
+
+
+class Problem(BaseModel):
+    """What every error answers."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[ErrorAt] | None = None
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document: these statuses answer a problem."""
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": _SCHEMA}}}
+        for status in sorted({400, 422, 503, *statuses})
+    }
+
+
+_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+
+
+def problem(error: ServiceError) -> JSONResponse:
+    """The response for an error."""
+    document = {
+        "type": f"urn:errata:problem:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        **error.members,
+    }
+    return JSONResponse(document, error.status, dict(error.headers), MEDIA_TYPE)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Let every exception that reaches the edge answer a problem."""
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> JSONResponse:
+        return problem(error)
+
+    @app.exception_handler(EditorError)
+    async def editor_error(request: Request, error: EditorError) -> JSONResponse:
+        return problem(translate(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(_invalid([_error_at(each) for each in error.errors()]))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return problem(_of_http(request, error))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("a request failed", path=request.url.path, exc_info=error)
+        return problem(ServiceError("The service failed to answer this request; its log says why."))
+
+
+def _invalid(errors: list[dict[str, Any]]) -> ServiceError:
+    if any(error["type"] == "json_invalid" for error in errors):
+        return BadRequest(f"The body is not JSON: {errors[0]['msg']}.")
+    shown = [{"loc": error["loc"], "msg": error["msg"]} for error in errors]
+    where = ".".join(str(part) for part in shown[0]["loc"])
+    more = f" (and {len(shown) - 1} more)" if len(shown) > 1 else ""
+    return Unprocessable(f"{where}: {shown[0]['msg']}{more}.", errors=shown)
+
+
+def _error_at(error: Mapping[str, Any]) -> dict[str, Any]:
+    """Pydantic's message, where it would show a pattern in words."""
+    context = error.get("ctx", {})
+    if error["type"] == "string_pattern_mismatch":
+        msg = "Must hold more than white space, and no NUL character"
+    elif error["type"] == "json_invalid":
+        msg = str(context.get("error", error["msg"]))
+    else:
+        msg = error["msg"]
+    return {"type": error["type"], "loc": list(error["loc"]), "msg": msg}
+
+
+def _of_http(request: Request, error: HTTPException) -> ServiceError:
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return NotFound(f"There is nothing at {request.url.path}.", headers=headers)
+    if error.status_code == 405:
+        return MethodNotAllowed(f"{request.url.path} does not answer {request.method}.", headers=headers)
+    return BadRequest(f"The request cannot be read: {error.detail}", headers=headers)

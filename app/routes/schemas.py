@@ -1,0 +1,270 @@
+"""The shapes of requests and answers. Unknown fields are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from app.engine import Answer, Fired
+from app.errors import Unprocessable
+from app.model import Prediction
+from app.settings import Settings
+from app.store import EditRecord, HistoryRow, RevisionRecord
+
+Text = Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$", max_length=1_000_000)]
+"""A text that says something."""
+Note = Annotated[str, Field(pattern=r"^[^\x00]*$", max_length=10_000)]
+"""Free text, kept for the audit."""
+EditId = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+        description="UUIDv7, lower case.",
+        json_schema_extra={"format": "uuid"},
+    ),
+]
+RevisionNumber = Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+class Closed(BaseModel):
+    """A request body: no unknown fields, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class PredictIn(Closed):
+    """What to answer, and under which edits."""
+
+    inputs: list[Text] = Field(min_length=1, examples=[["where is my bike"]])
+    edits: Literal["on", "off"] = "on"
+    as_of: RevisionNumber | None = None
+    min_revision: RevisionNumber | None = None
+    exclude: list[EditId] = Field(default=[], max_length=10_000)
+    explain: bool = False
+    generation: dict[str, JsonValue] | None = Field(None, description="Generating models only.")
+
+
+class FiredOut(BaseModel):
+    edit_id: str
+    strength: float
+
+
+class BaseOut(BaseModel):
+    """What the unedited model says."""
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class PredictionOut(BaseOut):
+    fired: list[FiredOut]
+    base: BaseOut | None = None
+
+
+class PredictOut(BaseModel):
+    revision: int
+    model: str
+    predictions: list[PredictionOut]
+
+
+class EditIn(Closed):
+    """A mistake: what went in, and what should have come out."""
+
+    input: Text
+    target: Text
+    rephrases: list[Text] = []
+    keep: list[Text] = []
+    editor: Annotated[str, Field(max_length=100)] | None = None
+    options: dict[str, JsonValue] = {}
+    reason: Note = ""
+    reporter: Note = ""
+    dry_run: bool = False
+    supersedes: EditId | None = None
+
+
+class RecordedAnswers(BaseModel):
+    prediction: BaseOut
+    rephrases: list[BaseOut]
+
+
+class GateOut(BaseModel):
+    name: str
+    measured: float
+    required: float
+    passed: bool
+    failures: list[dict[str, Any]]
+
+
+class VerdictOut(BaseModel):
+    passed: bool
+    gates: list[GateOut]
+
+
+class FitOut(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    steps: int
+    seconds: float
+    loss: float
+    parameters: int
+    seed: int
+
+
+class PatchOut(BaseModel):
+    sha256: str
+    bytes: int
+    format: str
+
+
+class HitsOut(BaseModel):
+    count: int
+    last_at: datetime | None
+
+
+class HistoryOut(BaseModel):
+    at: datetime
+    event: str
+    actor: str
+    detail: dict[str, Any]
+    hash: str
+
+    @classmethod
+    def of(cls, row: HistoryRow) -> HistoryOut:
+        return cls(at=row.at, event=row.event, actor=row.actor, detail=dict(row.detail), hash=row.hash)
+
+
+class EditOut(BaseModel):
+    """The audit record of an edit."""
+
+    id: str
+    status: str
+    editor: str
+    options: dict[str, Any]
+    input: str
+    target: str
+    rephrases: list[str]
+    keep: list[str]
+    reason: str
+    reporter: str
+    dry_run: bool
+    supersedes: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    revision: int | None
+    reverted_at: datetime | None
+    reverted_revision: int | None
+    before: RecordedAnswers | None
+    after: RecordedAnswers | None
+    verdict: VerdictOut | None
+    fit: FitOut | None
+    failure: str | None
+    patch: PatchOut | None
+    hits: HitsOut
+    history: list[HistoryOut]
+
+    @classmethod
+    def of(cls, record: EditRecord, *, verdict: Mapping[str, Any] | None = None) -> EditOut:
+        """The record, with another verdict in place of its own where one is given."""
+        draft = record.draft
+        return cls.model_validate(
+            {
+                **{name: getattr(draft, name) for name in _OF_DRAFT},
+                **{name: getattr(record, name) for name in _OF_RECORD},
+                "status": record.status.value,
+                "options": dict(draft.options),
+                "rephrases": list(draft.rephrases),
+                "keep": list(draft.keep),
+                "verdict": verdict or record.verdict,
+                "patch": record.patch and {name: getattr(record.patch, name) for name in PatchOut.model_fields},
+                "hits": {"count": record.hits, "last_at": record.last_hit_at},
+                "history": [HistoryOut.of(row) for row in record.history],
+            }
+        )
+
+
+_OF_DRAFT = ("input", "target", "editor", "reason", "reporter", "dry_run", "supersedes")
+_OF_RECORD = (
+    "id",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "revision",
+    "reverted_at",
+    "reverted_revision",
+    "before",
+    "after",
+    "fit",
+    "failure",
+)
+
+
+class EditsOut(BaseModel):
+    items: list[EditOut]
+    next_cursor: str | None
+
+
+class RevisionOut(BaseModel):
+    """One numbered set of live patches."""
+
+    number: int
+    cause: str
+    edit_id: str | None
+    actor: str
+    at: datetime
+    hash: str
+
+    @classmethod
+    def of(cls, record: RevisionRecord) -> RevisionOut:
+        return cls.model_validate({**{name: getattr(record, name) for name in cls.model_fields}, "cause": record.cause})
+
+
+class RevisionsOut(BaseModel):
+    items: list[RevisionOut]
+    next_cursor: str | None
+
+
+class RevisionDetailOut(RevisionOut):
+    live: list[str] = Field(description="The edits that are live in it, in ledger order.")
+
+
+class DiffOut(BaseModel):
+    """What changed from one revision to another."""
+
+    a: int
+    b: int
+    added: list[str]
+    removed: list[str]
+
+
+def check_texts(texts: list[str], where: str, *, at_most: int, settings: Settings) -> None:
+    """Refuse too many texts, and texts of too many characters."""
+    if len(texts) > at_most:
+        msg = f"{len(texts)} texts are given; at most {at_most} are taken"
+        raise Unprocessable(f"body.{where}: {msg}.", errors=[{"loc": ["body", where], "msg": msg}])
+    errors = [
+        {"loc": ["body", where, index], "msg": f"has {len(text)} characters; at most {settings.max_input_characters}"}
+        for index, text in enumerate(texts)
+        if len(text) > settings.max_input_characters
+    ]
+    if errors:
+        raise Unprocessable(f"body.{where}.{errors[0]['loc'][-1]}: {errors[0]['msg']}.", errors=errors)
+
+
+def prediction_out(prediction: Prediction, answer: Answer, base: Prediction | None) -> PredictionOut:
+    """One answer, as a caller sees it."""
+    return PredictionOut(
+        label=prediction.label,
+        score=prediction.score,
+        scores=dict(prediction.scores),
+        fired=[fired_out(each) for each in answer.fired],
+        base=None if base is None else BaseOut(label=base.label, score=base.score, scores=dict(base.scores)),
+    )
+
+
+def fired_out(fired: Fired) -> FiredOut:
+    return FiredOut(edit_id=fired.edit_id, strength=fired.strength)
