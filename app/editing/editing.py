@@ -196,7 +196,7 @@ class Editing:
     def _draft(self, report: Report) -> Draft:
         """The report as it is stored. Raises UnknownLabel, UnknownEditor and BadOptions."""
         self._engine.model.label_index(report.target)
-        name = report.editor or self._default_editor
+        name = self._default_editor if report.editor is None else report.editor
         options = options_of(editor_named(name, self._editors), report.options or {})
         return Draft(
             input=report.input,

@@ -41,14 +41,15 @@ def started(settings: Settings) -> Iterator[TestClient]:
         yield client
 
 
+def settings_in(folder: Path, model: Path, **changes: Any) -> Settings:
+    """A service on `model` that keeps everything in `folder`."""
+    here = {"database_url": f"sqlite:///{folder}/errata.db", "cache_dir": folder / "cache", "device": "cpu"}
+    return Settings(model=str(model), **{**here, **changes})
+
+
 @pytest.fixture
 def settings(tmp_path: Path, tiny_model: Path) -> Settings:
-    return Settings(
-        model=str(tiny_model),
-        database_url=f"sqlite:///{tmp_path}/errata.db",
-        cache_dir=tmp_path / "cache",
-        device="cpu",
-    )
+    return settings_in(tmp_path, tiny_model)
 
 
 @pytest.fixture

@@ -1,0 +1,125 @@
+"""Stages of a change at which a process can be made to kill itself, without a trace of it in the service."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Engine as SqlEngine
+from sqlalchemy import event
+
+from app.editing.worker import Worker
+from app.follower import Follower
+from app.judge import Judge
+from app.store import Ledger
+from editors.neuron import closed_form
+
+BEFORE, WITHIN, AFTER = "before", "within", "after"
+
+_CHANGES = ("accept", "claim", "judging", "commit", "revert")
+EDIT_STAGES = (
+    *(f"{change}.{moment}" for change in _CHANGES[:-1] for moment in (BEFORE, WITHIN, AFTER)),
+    "capture.after",
+    "fit.before",
+    "judge.before",
+    "judge.after",
+    "follow.before",
+    "follow.after",
+)
+REVERT_STAGES = ("revert.before", "revert.within", "revert.after", "judge_removal.after", "follow.before", "follow.after")
+
+
+def arm(stage: str, nth: int) -> None:
+    """Die at the nth time that this process comes by `stage`."""
+    name, moment = stage.split(".")
+    trap = _Trap(nth)
+    if name == "claim":  # an idle worker looks for edits all the time; only a look that finds one counts
+        trap = _Trap(1)
+        _wrap(Ledger, "accept", AFTER, _Trap(nth, then=trap.enable))
+        trap.enabled = False
+    if name in _CHANGES:
+        _arm_change(name, moment, trap)
+        return
+    owner, method = {
+        "capture": (Worker, "_capture"),
+        "judge": (Judge, "of_patch"),
+        "judge_removal": (Judge, "of_alive"),
+        "follow": (Follower, "_follow"),
+        "fit": (closed_form, "fit"),
+    }[name]
+    _wrap(owner, method, moment, trap)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Trap:
+    def __init__(self, nth: int, then: Callable[[], None] = _die) -> None:
+        self.enabled = True
+        self._left = nth
+        self._then = then
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def spring(self) -> None:
+        if not self.enabled:
+            return
+        self._left -= 1
+        if self._left == 0:
+            self._then()
+
+
+def _arm_change(name: str, moment: str, trap: _Trap) -> None:
+    """Before a store's transaction, inside it as it is about to be committed, or after it."""
+    if moment != WITHIN:
+        _wrap(Ledger, name, moment, trap)
+        return
+    inside = threading.local()
+
+    def mark(method: Callable[..., Any]) -> Callable[..., Any]:
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            inside.here = True
+            try:
+                return method(*args, **kwargs)
+            finally:
+                inside.here = False
+
+        return marked
+
+    setattr(Ledger, name, mark(getattr(Ledger, name)))
+
+    @event.listens_for(SqlEngine, "commit")
+    def before_commit(connection: object) -> None:
+        if getattr(inside, "here", False):
+            trap.spring()
+
+
+def _wrap(owner: Any, name: str, moment: str, trap: _Trap) -> None:
+    method = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if moment == BEFORE:
+            trap.spring()
+        result = method(*args, **kwargs)
+        return _then(result, trap) if moment == AFTER else result
+
+    setattr(owner, name, wrapped)
+
+
+def _then(result: Any, trap: _Trap) -> Any:
+    """Spring when the result is there; of a coroutine, when it has ended."""
+    if not hasattr(result, "__await__"):
+        trap.spring()
+        return result
+
+    async def awaited() -> Any:
+        value = await result
+        trap.spring()
+        return value
+
+    return awaited()

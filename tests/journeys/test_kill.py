@@ -1,0 +1,164 @@
+"""Nothing acknowledged is lost by kill -9, at any stage of an edit or a revert; nothing is there twice or by halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.settings import Settings
+from app.store import Ledger, ModelIdentity, Store
+from tests.deployed import LABELS, deploy
+from tests.journeys.faults import EDIT_STAGES, REVERT_STAGES
+from tests.journeys.processes import Fault, Process, eventually
+
+pytestmark = pytest.mark.journey
+
+TEXTS = ("w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10 w11 w12")
+ROUNDS = (1, 2, 3)
+"""Which edit, or which revert, of a process it is that dies: with more live edits each time."""
+STARTED = ("queued", "fitting", "judging")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deploy(tmp_path_factory.mktemp("model") / "bert")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_model: Path) -> Settings:
+    return settings_on(f"sqlite:///{tmp_path}/errata.db", tmp_path, tiny_model)
+
+
+def settings_on(url: str, folder: Path, model: Path) -> Settings:
+    return Settings(model=str(model), database_url=url, cache_dir=folder / "cache", device="cpu")
+
+
+@pytest.mark.parametrize("nth", ROUNDS)
+@pytest.mark.parametrize("stage", EDIT_STAGES)
+def test_a_kill_during_an_edit_loses_nothing(settings: Settings, stage: str, nth: int) -> None:
+    die_during_edits(settings, Fault(stage, nth))
+
+
+@pytest.mark.parametrize("nth", ROUNDS[:2])
+@pytest.mark.parametrize("stage", REVERT_STAGES)
+def test_a_kill_during_a_revert_loses_nothing(settings: Settings, stage: str, nth: int) -> None:
+    die_during_reverts(settings, Fault(stage, nth + len(TEXTS) if stage.startswith("follow") else nth))
+
+
+@pytest.mark.parametrize("stage", ["accept.within", "commit.within", "commit.after", "revert.within"])
+def test_postgresql_loses_nothing_either(
+    postgresql: Callable[[], str], tmp_path: Path, tiny_model: Path, stage: str
+) -> None:
+    settings = settings_on(postgresql(), tmp_path, tiny_model)
+    die = die_during_reverts if stage.startswith("revert") else die_during_edits
+    die(settings, Fault(stage, 2))
+
+
+def die_during_edits(settings: Settings, fault: Fault) -> None:
+    """Report edits until the process dies; start again, send the unanswered one again, and look at everything."""
+    with Process(settings, fault) as process:
+        bodies = [_mistake(process.client, text) for text in TEXTS]
+        acknowledged = _report_until_death(process, bodies)
+        process.wait_for_death()
+    with Process(settings) as process:
+        for key, edit_id in acknowledged.items():
+            assert process.client.get(f"/edits/{edit_id}").status_code == 200, f"{key} was acknowledged and is gone"
+        again = {str(key): _report(process.client, key, body) for key, body in enumerate(bodies)}
+        assert acknowledged.items() <= again.items(), "the same report made another edit"
+        for edit_id in again.values():
+            eventually(lambda edit_id=edit_id: _record(process.client, edit_id)["status"] not in STARTED)
+        _check(process.client, again, bodies)
+    _check_chain(settings)
+
+
+def die_during_reverts(settings: Settings, fault: Fault) -> None:
+    """Make edits, revert them until the process dies; start again, send the unanswered revert again, and look."""
+    with Process(settings, fault) as process:
+        bodies = [_mistake(process.client, text) for text in TEXTS]
+        edits = {str(key): _report(process.client, key, body, wait=True) for key, body in enumerate(bodies)}
+        reverted = _revert_until_death(process, list(edits.values()))
+        process.wait_for_death()
+    with Process(settings) as process:
+        for edit_id in reverted:
+            assert _record(process.client, edit_id)["status"] == "reverted", "an acknowledged revert is gone"
+        victims = list(edits.values())[: len(reverted) + 1]
+        for edit_id in victims:
+            assert process.client.delete(f"/edits/{edit_id}").status_code == 200
+        _check(process.client, edits, bodies, reverted=victims)
+    _check_chain(settings)
+
+
+def _report_until_death(process: Process, bodies: list[dict[str, Any]]) -> dict[str, str]:
+    acknowledged: dict[str, str] = {}
+    for key, body in enumerate(bodies):
+        try:
+            acknowledged[str(key)] = _report(process.client, key, body)
+            eventually(lambda key=key: _record(process.client, acknowledged[str(key)])["status"] not in STARTED)
+        except httpx.TransportError:
+            return acknowledged
+    return acknowledged
+
+
+def _revert_until_death(process: Process, edit_ids: list[str]) -> list[str]:
+    reverted: list[str] = []
+    for edit_id in edit_ids:
+        try:
+            assert process.client.delete(f"/edits/{edit_id}").status_code == 200
+        except httpx.TransportError:
+            return reverted
+        reverted.append(edit_id)
+    return reverted
+
+
+def _mistake(client: httpx.Client, text: str) -> dict[str, Any]:
+    label = client.post("/predict", json={"inputs": [text], "edits": "off"}).json()["predictions"][0]["label"]
+    return {"input": text, "target": next(other for other in LABELS if other != label)}
+
+
+def _report(client: httpx.Client, key: int, body: dict[str, Any], *, wait: bool = False) -> str:
+    headers = {"Idempotency-Key": f"report-{key}", **({"Prefer": "wait=60"} if wait else {})}
+    answer = client.post("/edits", json=body, headers=headers)
+    assert answer.status_code in (200, 201, 202), answer.text
+    return str(answer.json()["id"])
+
+
+def _record(client: httpx.Client, edit_id: str) -> dict[str, Any]:
+    return dict(client.get(f"/edits/{edit_id}").json())
+
+
+def _check(
+    client: httpx.Client, edits: dict[str, str], bodies: list[dict[str, Any]], reverted: list[str] | None = None
+) -> None:
+    """Every edit is there once, live or reverted, with its whole history, and answers accordingly."""
+    listed = client.get("/edits").json()["items"]
+    assert sorted(item["id"] for item in listed) == sorted(edits.values())
+    gone = reverted or []
+    live = [edit_id for edit_id in edits.values() if edit_id not in gone]
+    head = client.get("/revisions").json()["items"][0]
+    assert head["number"] == len(edits) + len(gone), "a revision too many or too few"
+    assert client.get(f"/revisions/{head['number']}").json()["live"] == live
+    for edit_id, body in zip(edits.values(), bodies, strict=True):
+        record = _record(client, edit_id)
+        assert record["status"] == ("reverted" if edit_id in gone else "live")
+        assert [row["event"] for row in record["history"]].count("live") == 1
+        (prediction,) = client.post("/predict", json={"inputs": [body["input"]]}).json()["predictions"]
+        assert (prediction["label"] == body["target"]) == (edit_id not in gone)
+
+
+def _check_chain(settings: Settings) -> None:
+    store = Store.open(settings.database_url)
+    try:
+        assert _only_ledger(store, settings).verify() == []
+    finally:
+        store.close()
+
+
+def _only_ledger(store: Store, settings: Settings) -> Ledger:
+    from app.model import load
+
+    model = load(settings.model, device="cpu")
+    return store.ledger(ModelIdentity(model.fingerprint, model.name, model.task, model.site.name, model.dtype))
