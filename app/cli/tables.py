@@ -1,0 +1,149 @@
+"""The service's answers as tables for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from app.cli.documents import Answer, Edit, Gate, HistoryRow, Page, Prediction
+from app.cli.terminal import plain
+
+FAILURES_SHOWN = 5
+
+COLOURS = {
+    "live": "green",
+    "not_needed": "green",
+    "dry_run": "cyan",
+    "rejected": "red",
+    "refused": "red",
+    "failed": "red",
+    "quarantined": "red",
+    "reverted": "yellow",
+    "superseded": "yellow",
+    "cancelled": "yellow",
+}
+
+
+def table(*columns: str) -> Table:
+    """A table as all of Errata's are; columns that end in `>` hold numbers."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
+    return made
+
+
+def status_text(status: str) -> Text:
+    """A status in its colour."""
+    return Text(status, style=COLOURS.get(status, "bold"))
+
+
+def moment(at: str | None) -> str:
+    """A time of the service's, to the second."""
+    return at.replace("T", " ").partition(".")[0].removesuffix("Z").partition("+")[0] if at else ""
+
+
+def predictions_table(inputs: Sequence[str], answer: Answer, *, explained: bool) -> Table:
+    """One row an input; `explained` adds what the unedited model says."""
+    columns = ["input", "label", "score>", "edits that fired"]
+    made = table(*columns, "unedited label", "score>") if explained else table(*columns)
+    for text, prediction in zip(inputs, answer["predictions"], strict=True):
+        cells = [plain(text), *_label_and_score(prediction), _fired(prediction)]
+        made.add_row(*cells, *(_label_and_score(prediction.get("base")) if explained else ()))
+    return made
+
+
+def _label_and_score(prediction: Prediction | None) -> tuple[Text, Text]:
+    if prediction is None:
+        return Text(""), Text("")
+    return plain(prediction["label"]), plain(f"{prediction['score']:.4f}")
+
+
+def _fired(prediction: Prediction) -> Text:
+    return plain("\n".join(f"{fired['edit_id']} ({fired['strength']:.2f})" for fired in prediction.get("fired", ())))
+
+
+def edits_table(page: Page) -> Table:
+    """One row an edit, newest first."""
+    made = table("id", "status", "input", "target", "revision>", "reported (UTC)")
+    made.columns[0].no_wrap = True
+    for edit in page["items"]:
+        made.add_row(
+            plain(edit["id"]),
+            status_text(edit["status"]),
+            plain(edit["input"]),
+            plain(edit["target"]),
+            plain(_or_nothing(edit.get("revision"))),
+            plain(moment(edit["created_at"])),
+        )
+    return made
+
+
+def gates_table(gates: Sequence[Gate]) -> Table:
+    """One row a gate: what was measured and what is required."""
+    made = table("gate", "measured>", "required>", "", "failures")
+    for gate in gates:
+        made.add_row(
+            plain(gate["name"]),
+            plain(_measure(gate["measured"])),
+            plain(_measure(gate["required"])),
+            Text("passed", style="green") if gate["passed"] else Text("failed", style="red"),
+            plain(_failures(gate.get("failures", ()))),
+        )
+    return made
+
+
+def _measure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(_or_nothing(value))
+
+
+def _failures(failures: Sequence[object]) -> str:
+    lines = [_failure(failure) for failure in failures[:FAILURES_SHOWN]]
+    more = len(failures) - len(lines)
+    return "\n".join([*lines, f"and {more} more"] if more else lines)
+
+
+def _failure(failure: object) -> str:
+    if isinstance(failure, dict):
+        return ", ".join(f"{name}: {value}" for name, value in failure.items())
+    return str(failure)
+
+
+def answers_table(edit: Edit) -> Table:
+    """Input and rephrases with the model's answers before and after the edit."""
+    made = table("", "text", "before", "score>", "after", "score>")
+    before, after = _answers(edit, "before"), _answers(edit, "after")
+    texts = [("input", edit["input"]), *(("rephrase", text) for text in edit.get("rephrases", ()))]
+    for index, (kind, text) in enumerate(texts):
+        cells = [cell for side in (before, after) for cell in _label_and_score(_at(side, index))]
+        made.add_row(plain(kind), plain(text), *cells)
+    return made
+
+
+def _answers(edit: Edit, when: str) -> list[Prediction]:
+    answers = edit.get("before") if when == "before" else edit.get("after")
+    return [answers["prediction"], *answers.get("rephrases", ())] if answers else []
+
+
+def _at(predictions: Sequence[Prediction], index: int) -> Prediction | None:
+    return predictions[index] if index < len(predictions) else None
+
+
+def history_table(history: Sequence[HistoryRow]) -> Table:
+    """One row an event, with the start of the hash that chains it."""
+    made = table("at (UTC)", "event", "actor", "detail", "hash")
+    for row in history:
+        made.add_row(
+            plain(moment(row["at"])),
+            plain(row["event"]),
+            plain(row["actor"]),
+            plain(_failure(row["detail"]) if row["detail"] else ""),
+            plain(row["hash"].removeprefix("sha256:")[:12]),
+        )
+    return made
+
+
+def _or_nothing(value: object) -> object:
+    return "" if value is None else value

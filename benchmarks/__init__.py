@@ -1,0 +1,1 @@
+"""Experiments and speed figures, each one command, results as JSON."""
