@@ -1,0 +1,134 @@
+"""What happened to a model's edits, in order, each row chained to the one before it by hash.
+
+An edit's status follows from the last thing that happened to it, so both are written in one place: `move`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from app.store.canonical import digest
+from app.store.database import chunks
+from app.store.records import HistoryRow, Json, Status
+from app.store.scope import Model
+from app.store.tables import edits, history, time_text
+
+
+class Event(StrEnum):
+    """What can happen to an edit."""
+
+    QUEUED = "queued"
+    FITTING = "fitting"
+    JUDGING = "judging"
+    LIVE = "live"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    NOT_NEEDED = "not_needed"
+    DRY_RUN = "dry_run"
+    CANCELLED = "cancelled"
+    REVERTED = "reverted"
+    REAPPLIED = "reapplied"
+    SUPERSEDED = "superseded"
+    RETURNED = "returned"  # the edit that had superseded it was reverted
+    REQUEUED = "requeued"  # whoever worked on it died
+    RESTORED = "restored"  # live again because a revision was restored; without an edit: the restoring itself
+
+
+STATUS_AFTER: Mapping[Event, Status] = MappingProxyType(
+    {
+        Event.REAPPLIED: Status.LIVE,
+        Event.RETURNED: Status.LIVE,
+        Event.RESTORED: Status.LIVE,
+        Event.REQUEUED: Status.QUEUED,
+    }
+    | {Event(status.value): status for status in Status if status is not Status.QUARANTINED}
+)
+"""Where each event leaves its edit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """One event, before it is written: it may befall several edits at once."""
+
+    event: Event
+    actor: str
+    at: datetime
+    detail: Json
+
+
+def move(
+    connection: Connection, model: Model, happening: Happening, edit_ids: Sequence[str], values: Json | None = None
+) -> None:
+    """Let `happening` befall these edits: their status follows, `values` are set beside it, and history is written."""
+    status = STATUS_AFTER[happening.event]
+    for ids in chunks(edit_ids):
+        connection.execute(update(edits).where(edits.c.id.in_(ids)).values({**(values or {}), "status": status}))
+    append(connection, model, happening, edit_ids)
+
+
+def append(connection: Connection, model: Model, happening: Happening, edit_ids: Sequence[str | None]) -> None:
+    """Write one row an edit at the end of the model's chain. None stands for the model itself."""
+    seq, previous = _end(connection, model)
+    rows: list[dict[str, Any]] = []
+    for number, edit_id in enumerate(edit_ids, start=seq + 1):
+        row = {
+            "seq": number,
+            "edit_id": edit_id,
+            "at": happening.at,
+            "event": happening.event.value,
+            "actor": happening.actor,
+            "detail": happening.detail,
+        }
+        previous = link(previous, row)
+        rows.append({**row, "model_id": model.id, "hash": previous})
+    for piece in chunks(rows):
+        connection.execute(insert(history), piece)
+
+
+def link(previous: str, row: Mapping[str, Any]) -> str:
+    """The hash of a row that follows a row with the hash `previous`."""
+    return digest(
+        {
+            "prev": previous,
+            "seq": row["seq"],
+            "at": time_text(row["at"]),
+            "edit": row["edit_id"],
+            "event": row["event"],
+            "actor": row["actor"],
+            "detail": row["detail"],
+        }
+    )
+
+
+def of_edit(connection: Connection, model: Model, edit_id: str, *, after: int) -> tuple[HistoryRow, ...]:
+    """The edit's rows with seq > `after`, oldest first."""
+    rows = connection.execute(
+        select(history)
+        .where(history.c.model_id == model.id, history.c.edit_id == edit_id, history.c.seq > after)
+        .order_by(history.c.seq)
+    )
+    return tuple(_record(row) for row in rows)
+
+
+def _end(connection: Connection, model: Model) -> tuple[int, str]:
+    """The last row's seq and hash; before the first row, what the chain starts from."""
+    last = connection.execute(
+        select(history.c.seq, history.c.hash)
+        .where(history.c.model_id == model.id)
+        .order_by(history.c.seq.desc())
+        .limit(1)
+    ).one_or_none()
+    return (0, model.fingerprint) if last is None else (last.seq, last.hash)
+
+
+def _record(row: Row[Any]) -> HistoryRow:
+    return HistoryRow(
+        seq=row.seq, edit_id=row.edit_id, at=row.at, event=row.event, actor=row.actor, detail=row.detail, hash=row.hash
+    )

@@ -1,0 +1,149 @@
+"""The ledger's patches: what is live in a revision, what changed since one, and the bytes, which are opaque here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, union
+
+from app.errors import NotFound
+from app.store.database import chunks, dialect_insert
+from app.store.records import Changes, Learned, LedgerPatch, Span
+from app.store.scope import Model, Scope
+from app.store.tables import activations, blobs, edits, patches, revisions, spans
+
+
+class Patches(Scope):
+    """What a follower reads to make live equal head."""
+
+    def live_edits(self, number: int) -> tuple[str, ...]:
+        """The edits that are live in that revision, in ledger order. Raises NotFound."""
+        with self._reading() as connection:
+            check_revision(connection, self._model, number)
+            return tuple(patch.edit_id for patch in live_in(connection, self._model, number))
+
+    def changes(self, after: int) -> Changes:
+        """What happened to the ledger after that revision, as one snapshot; -1 gives all there is."""
+        with self._reading() as connection:
+            return Changes(
+                head=head_of(connection, self._model),
+                patches=placed(connection, self._model, patches.c.since > after),
+                spans=self._spans(connection, after),
+            )
+
+    def patch_bytes(self, numbers: Sequence[int]) -> list[bytes]:
+        """The bytes of the patches of these numbers, in that order. Raises NotFound."""
+        found: dict[int, bytes] = {}
+        with self._reading() as connection:
+            for piece in chunks(numbers):
+                rows = connection.execute(
+                    select(patches.c.number, blobs.c.bytes)
+                    .join(blobs, blobs.c.sha256 == patches.c.sha256)
+                    .where(patches.c.model_id == self._model.id, patches.c.number.in_(piece))
+                )
+                found.update((row.number, row.bytes) for row in rows)
+        missing = [number for number in numbers if number not in found]
+        if missing:
+            raise NotFound(f"There is no patch number {missing[0]}.")
+        return [found[number] for number in numbers]
+
+    def patch_of(self, edit_id: str) -> tuple[str, bytes]:
+        """The SHA-256 and the bytes of the edit's patch. Raises NotFound."""
+        with self._reading() as connection:
+            row = connection.execute(
+                select(blobs.c.sha256, blobs.c.bytes)
+                .join(patches, patches.c.sha256 == blobs.c.sha256)
+                .where(patches.c.model_id == self._model.id, patches.c.edit_id == edit_id)
+            ).one_or_none()
+        if row is None:
+            raise NotFound(f"There is no patch of an edit {edit_id}.")
+        return row.sha256, row.bytes
+
+    def activations(self, edit_ids: Sequence[str]) -> dict[str, bytes]:
+        """The activations kept for these edits; those without any are left out."""
+        found: dict[str, bytes] = {}
+        with self._reading() as connection:
+            for piece in chunks(edit_ids):
+                rows = connection.execute(select(activations).where(activations.c.edit_id.in_(piece)))
+                found.update((row.edit_id, row.bytes) for row in rows)
+        return found
+
+    def _spans(self, connection: Connection, after: int) -> tuple[Span, ...]:
+        mine = select(spans.c.patch, spans.c.since, spans.c.until).where(spans.c.model_id == self._model.id)
+        # Two searches by index rather than one OR, which either database may answer by reading everything.
+        changed = union(mine.where(spans.c.since > after), mine.where(spans.c.until > after)).order_by("patch", "since")
+        return tuple(Span(row.patch, row.since, row.until) for row in connection.execute(changed))
+
+
+def head_of(connection: Connection, model: Model) -> int:
+    """The number of the model's newest revision."""
+    head: int | None = connection.scalar(select(func.max(revisions.c.number)).where(revisions.c.model_id == model.id))
+    assert head is not None, "a model has revision 0 from the start"
+    return head
+
+
+def check_revision(connection: Connection, model: Model, number: int) -> None:
+    """Raise NotFound if the model has no revision of that number."""
+    # Revisions are numbered without gaps; a number too large for the column never reaches the database.
+    if not 0 <= number <= head_of(connection, model):
+        raise NotFound(f"There is no revision {number}.")
+
+
+def placed(connection: Connection, model: Model, *where: ColumnElement[bool]) -> tuple[LedgerPatch, ...]:
+    """The model's patches that fulfil these conditions, in ledger order."""
+    rows = connection.execute(
+        select(
+            patches.c.number,
+            patches.c.sha256,
+            patches.c.edit_id,
+            edits.c.supersedes,
+            edits.c.target,
+            edits.c.input_key,
+        )
+        .join(edits, edits.c.id == patches.c.edit_id)
+        .where(patches.c.model_id == model.id, *where)
+        .order_by(patches.c.number)
+    )
+    return tuple(LedgerPatch(**row) for row in rows.mappings())
+
+
+def live_in(connection: Connection, model: Model, number: int) -> tuple[LedgerPatch, ...]:
+    """The patches that are live in that revision, in ledger order."""
+    live = select(spans.c.patch).where(
+        spans.c.model_id == model.id,
+        spans.c.since <= number,
+        or_(spans.c.until.is_(None), spans.c.until > number),
+    )
+    return placed(connection, model, patches.c.number.in_(live))
+
+
+def of_edits(connection: Connection, model: Model, edit_ids: Sequence[str]) -> tuple[LedgerPatch, ...]:
+    """The patches of these edits, in ledger order."""
+    return placed(connection, model, patches.c.edit_id.in_(edit_ids))
+
+
+def next_number(connection: Connection, model: Model) -> int:
+    """The number of the next patch that goes live for the first time."""
+    last = connection.scalar(select(func.max(patches.c.number)).where(patches.c.model_id == model.id))
+    return 0 if last is None else last + 1
+
+
+def keep(connection: Connection, model: Model, patch: LedgerPatch, learned: Learned, *, since: int) -> None:
+    """Keep a patch that goes live for the first time; equal bytes are kept once.
+
+    Raises ValueError if the bytes are not what their SHA-256 says.
+    """
+    if hashlib.sha256(learned.patch).hexdigest() != learned.sha256:
+        raise ValueError(f"The patch of the edit {patch.edit_id} does not have the SHA-256 {learned.sha256}.")
+    connection.execute(
+        dialect_insert(connection, blobs)
+        .values(sha256=learned.sha256, format=learned.format, size=len(learned.patch), bytes=learned.patch)
+        .on_conflict_do_nothing(index_elements=[blobs.c.sha256])
+    )
+    connection.execute(
+        insert(patches).values(
+            model_id=model.id, number=patch.number, edit_id=patch.edit_id, sha256=patch.sha256, since=since
+        )
+    )
+    connection.execute(insert(activations).values(edit_id=patch.edit_id, bytes=learned.activations))

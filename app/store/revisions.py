@@ -1,0 +1,209 @@
+"""The ledger: numbered sets of live patches, each made from the one before it, none ever changed.
+
+Every change is one transaction: the revision, the spans that it opens and closes, the edits' standing and the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from app.errors import NotLive, NotReverted
+from app.store import changes, patches
+from app.store.archive import cursor_number, evidence_values
+from app.store.canonical import digest
+from app.store.changes import Change
+from app.store.history import Event, Happening, append, move
+from app.store.records import (
+    Cause,
+    Evidence,
+    Json,
+    Learned,
+    LedgerPatch,
+    RevisionPage,
+    RevisionRecord,
+    Status,
+)
+from app.store.scope import HeadMoved, Scope
+from app.store.succession import (
+    check_conflicts,
+    edit_row,
+    ever_live,
+    orphans,
+    returning,
+    standings,
+    successor,
+)
+from app.store.tables import revisions
+
+
+class Revisions(Scope):
+    """The model's revisions."""
+
+    def head(self) -> int:
+        """The number of the newest revision."""
+        with self._reading() as connection:
+            return patches.head_of(connection, self._model)
+
+    def revisions(self, *, limit: int = 50, cursor: str | None = None) -> RevisionPage:
+        """A page of revisions, newest first. Raises Unprocessable for a cursor that no page gave."""
+        wanted = select(revisions).where(revisions.c.model_id == self._model.id)
+        if cursor is not None:
+            wanted = wanted.where(revisions.c.number < cursor_number(cursor))
+        with self._reading() as connection:
+            rows = connection.execute(wanted.order_by(revisions.c.number.desc()).limit(limit + 1)).all()
+        shown = tuple(_record(row) for row in rows[:limit])
+        return RevisionPage(items=shown, next_cursor=str(shown[-1].number) if len(rows) > limit else None)
+
+    def revision(self, number: int) -> RevisionRecord:
+        """The revision of that number. Raises NotFound."""
+        with self._reading() as connection:
+            patches.check_revision(connection, self._model, number)
+            row = connection.execute(
+                select(revisions).where(revisions.c.model_id == self._model.id, revisions.c.number == number)
+            ).one()
+            return _record(row)
+
+    def returning(self, edit_id: str) -> str | None:
+        """The superseded edit that would come back if this one were reverted now. Raises NotFound."""
+        with self._reading() as connection:
+            return returning(connection, self._model, edit_row(connection, self._model, edit_id))
+
+    def commit(self, edit_id: str, learned: Learned, *, expected_head: int) -> RevisionRecord | None:
+        """Make a judged edit live: its patch, the revision, the end of what it supersedes. None if it was cancelled.
+
+        Raises ConflictingEdit if another answer for its input went live meanwhile, HeadMoved if anything did.
+        """
+        with self._writing() as connection:
+            edit = edit_row(connection, self._model, edit_id)
+            if edit.status not in (Status.FITTING, Status.JUDGING):
+                return None
+            check_conflicts(connection, self._model, edit, besides={edit_id, edit.supersedes})
+            self._check_head(connection, expected_head)
+            number = patches.next_number(connection, self._model)
+            patch = LedgerPatch(number, learned.sha256, edit_id, edit.supersedes, edit.target, edit.input_key)
+            below = self._live_below(connection, edit)
+            change = Change(Cause.EDIT, edit_id, edit.actor, datetime.now(UTC), opened=(patch,), closed=below)
+            record = changes.write(connection, self._model, change, learned)
+            evidence = evidence_values(Evidence(learned.before, learned.after, learned.verdict, learned.fit))
+            live = _happening(Event.LIVE, record, patch=learned.sha256, evidence=digest(evidence))
+            values = {**evidence, **_entered(record), "finished_at": record.at}
+            move(connection, self._model, live, [edit_id], values)
+            self._supersede(connection, record, below)
+            return record
+
+    def revert(self, edit_id: str, *, actor: str, reason: str, verdict: Json, expected_head: int) -> RevisionRecord:
+        """Take a live edit out of service; the edit that it had superseded comes back.
+
+        verdict: what the removal does to the others; kept in the history. Raises NotFound, NotLive or HeadMoved.
+        """
+        with self._writing() as connection:
+            edit = edit_row(connection, self._model, edit_id)
+            if edit.status != Status.LIVE:
+                raise NotLive(_not_live(connection, edit))
+            self._check_head(connection, expected_head)
+            freed = [row.id for row in orphans(connection, self._model, edit)]
+            back = returning(connection, self._model, edit)
+            opened = patches.of_edits(connection, self._model, [back]) if back else ()
+            closed = patches.of_edits(connection, self._model, [edit_id])
+            change = Change(Cause.REVERT, edit_id, actor, datetime.now(UTC), opened=opened, closed=closed)
+            record = changes.write(connection, self._model, change)
+            reverted = _happening(Event.REVERTED, record, reason=reason, verdict=verdict)
+            move(connection, self._model, reverted, [edit_id], _left(record))
+            if back is not None:
+                move(connection, self._model, _happening(Event.RETURNED, record), [back], _entered(record))
+            elif freed:  # another edit of the same input stands in the way of what would have come back
+                move(connection, self._model, _happening(Event.REVERTED, record), freed, _left(record))
+            return record
+
+    def reapply(self, edit_id: str, *, actor: str, verdict: Json, after: Json, expected_head: int) -> RevisionRecord:
+        """Make a reverted edit live again with the same patch; what it supersedes goes again.
+
+        verdict, after: its evidence from now on. Raises NotFound, NotReverted, ConflictingEdit or HeadMoved.
+        """
+        with self._writing() as connection:
+            edit = edit_row(connection, self._model, edit_id)
+            if edit.status != Status.REVERTED:
+                raise NotReverted(f"The edit {edit_id} is {edit.status}; only a reverted edit can be applied again.")
+            check_conflicts(connection, self._model, edit, besides={edit_id, edit.supersedes})
+            self._check_head(connection, expected_head)
+            opened = patches.of_edits(connection, self._model, [edit_id])
+            below = self._live_below(connection, edit)
+            change = Change(Cause.REAPPLY, edit_id, actor, datetime.now(UTC), opened=opened, closed=below)
+            record = changes.write(connection, self._model, change)
+            evidence = evidence_values(Evidence(edit.before, after, verdict, edit.fit))
+            reapplied = _happening(Event.REAPPLIED, record, verdict=verdict, evidence=digest(evidence))
+            move(connection, self._model, reapplied, [edit_id], {**evidence, **_entered(record)})
+            self._supersede(connection, record, below)
+            return record
+
+    def restore(self, number: int, *, actor: str, reason: str, expected_head: int) -> RevisionRecord:
+        """Make a revision with exactly the patches of revision `number`. Raises NotFound or HeadMoved."""
+        with self._writing() as connection:
+            patches.check_revision(connection, self._model, number)
+            self._check_head(connection, expected_head)
+            present = patches.live_in(connection, self._model, expected_head)
+            wanted = patches.live_in(connection, self._model, number)
+            opened, closed = _without(wanted, present), _without(present, wanted)
+            change = Change(Cause.RESTORE, None, actor, datetime.now(UTC), opened=opened, closed=closed)
+            record = changes.write(connection, self._model, change)
+            restored = _happening(Event.RESTORED, record, restored=number)
+            append(connection, self._model, _happening(Event.RESTORED, record, restored=number, reason=reason), [None])
+            moved = standings(ever_live(connection, self._model), {patch.edit_id for patch in wanted})
+            gone = replace(restored, event=Event.REVERTED)
+            move(connection, self._model, gone, moved[Status.REVERTED], _left(record))
+            covered = replace(restored, event=Event.SUPERSEDED)
+            move(connection, self._model, covered, moved[Status.SUPERSEDED], _NOT_REVERTED)
+            move(connection, self._model, restored, moved[Status.LIVE], _entered(record))
+            return record
+
+    def _check_head(self, connection: Connection, expected: int) -> None:
+        head = patches.head_of(connection, self._model)
+        if head != expected:
+            raise HeadMoved(expected, head)
+
+    def _live_below(self, connection: Connection, edit: Row[Any]) -> tuple[LedgerPatch, ...]:
+        """The patch of the edit that this one supersedes, if it is live; it may have been reverted meanwhile."""
+        if edit.supersedes is None or edit_row(connection, self._model, edit.supersedes).status != Status.LIVE:
+            return ()
+        return patches.of_edits(connection, self._model, [edit.supersedes])
+
+    def _supersede(self, connection: Connection, record: RevisionRecord, below: Sequence[LedgerPatch]) -> None:
+        edit_ids = [patch.edit_id for patch in below]
+        move(connection, self._model, _happening(Event.SUPERSEDED, record), edit_ids)
+
+
+_NOT_REVERTED: Json = {"reverted_at": None, "reverted_revision": None}
+
+
+def _entered(record: RevisionRecord) -> Json:
+    return {"revision": record.number, **_NOT_REVERTED}
+
+
+def _left(record: RevisionRecord) -> Json:
+    return {"reverted_at": record.at, "reverted_revision": record.number}
+
+
+def _happening(event: Event, record: RevisionRecord, **detail: object) -> Happening:
+    return Happening(event, record.actor, record.at, {"revision": record.number, **detail})
+
+
+def _without(these: Sequence[LedgerPatch], those: Sequence[LedgerPatch]) -> tuple[LedgerPatch, ...]:
+    numbers = {patch.number for patch in those}
+    return tuple(patch for patch in these if patch.number not in numbers)
+
+
+def _not_live(connection: Connection, edit: Row[Any]) -> str:
+    if edit.status == Status.SUPERSEDED:
+        return f"The edit {edit.id} is not live: the edit {successor(connection, edit.id)} superseded it."
+    if edit.status == Status.REVERTED:
+        return f"The edit {edit.id} is not live: it was reverted in revision {edit.reverted_revision}."
+    return f"The edit {edit.id} is not live: it is {edit.status}."
+
+
+def _record(row: Row[Any]) -> RevisionRecord:
+    return RevisionRecord(row.number, Cause(row.cause), row.edit_id, row.actor, row.at, row.hash)
