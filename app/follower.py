@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -84,9 +85,10 @@ class Follower:
 
 def _entries(live: Live, changes: Changes) -> tuple[Entry, ...]:
     """The ledger's entries after `changes`: new patches at the end, spans opened and closed."""
-    entries = [*live.entries, *(Entry(patch.edit_id, patch.supersedes, ()) for patch in changes.patches)]
+    fresh = (Entry(patch.edit_id, patch.supersedes, patch.input_key, patch.target) for patch in changes.patches)
+    entries = [*live.entries, *fresh]
     for span in changes.spans:
-        entry = entries[span.patch]
-        kept = tuple(pair for pair in entry.spans if pair[0] != span.since)
-        entries[span.patch] = Entry(entry.edit_id, entry.supersedes, tuple(sorted([*kept, (span.since, span.until)])))
+        former = [pair for pair in entries[span.patch].spans if pair[0] != span.since]
+        spans = sorted([*former, (span.since, span.until)], key=lambda pair: pair[0])
+        entries[span.patch] = replace(entries[span.patch], spans=tuple(spans))
     return tuple(entries)

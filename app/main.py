@@ -109,6 +109,7 @@ def serve(settings: Settings) -> None:
             "listening beyond this machine: whoever reaches this address can read, change and revert edits",
             host=settings.host,
         )
+    _open_store(settings.database_url).close()  # a database that cannot be used is told before anything else
     if settings.model == BUILTIN:
         builtin(settings.cache_dir)  # in this thread, so that an interrupt ends it
     failures: list[BaseException] = []
@@ -181,12 +182,9 @@ async def _join(settings: Settings, store: Store, metrics: Metrics) -> _Parts:
         fit_share=settings.fit_share,
         traffic=traffic,
     )
-    memory = Memory(
-        await _known(engine, known_inputs, settings),
-        await _known(engine, guard_inputs, settings),
-        traffic,
-        limit=settings.max_memory_rows,
-    )
+    known = await _known(engine, known_inputs, settings)
+    guard = known if guard_inputs == known_inputs else await _known(engine, guard_inputs, settings)
+    memory = Memory(known, guard, traffic, limit=settings.max_memory_rows)
     follower = Follower(ledger, engine, memory, every, metrics)
     await follower.catch_up()
     required = Required(settings.rephrases_required, settings.guard_required, settings.guard_fires_allowed)
@@ -229,7 +227,12 @@ def _load(settings: Settings) -> tuple[Classifier, list[KnownInput], list[KnownI
     if settings.guard_file is not None:
         guard = read_inputs(settings.guard_file, limit=settings.max_guard_rows)
     model = load(
-        source, revision=settings.model_revision, task=settings.task, device=settings.device, dtype=settings.dtype
+        source,
+        name=settings.model,
+        revision=settings.model_revision,
+        task=settings.task,
+        device=settings.device,
+        dtype=settings.dtype,
     )
     return model, known, guard
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 
 from app.engine.traffic import Reservoir
+from app.errors import Unavailable
 from app.inputs import input_key
 from app.model import Classifier, Encoding
 from editors.types import Rows
@@ -52,19 +53,22 @@ class Known:
 
 
 def read_inputs(path: Path, *, limit: int) -> list[KnownInput]:
-    """The lines of a memory or guard file. Raises ValueError naming the file and the line."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """The lines of a memory or guard file. Raises Unavailable naming the file and the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unavailable(f"{path} cannot be read: {error}.") from error
     inputs: list[KnownInput] = []
     for number, line in enumerate(lines, start=1):
         try:
             inputs.append(KnownInput.model_validate_json(line))
         except ValidationError as error:
             problem = error.errors()[0]
-            raise ValueError(
+            raise Unavailable(
                 f"{path}, line {number}: {problem['msg']} ({'.'.join(map(str, problem['loc']))})."
             ) from None
     if len(inputs) > limit:
-        raise ValueError(f"{path} has {len(inputs)} lines; at most {limit} are taken.")
+        raise Unavailable(f"{path} has {len(inputs)} lines; at most {limit} are taken.")
     return inputs
 
 

@@ -12,7 +12,7 @@ from app.editing.events import Event, Listeners
 from app.editing.outcome import Answers, Encoded, own_gates
 from app.editing.worker import Worker
 from app.engine import Engine, Live, View
-from app.errors import EditRejected, NotReverted, RevisionMoved
+from app.errors import Conflict, EditRejected, NotLive, NotReverted, RevisionMoved
 from app.follower import Follower
 from app.hits import Hits
 from app.inputs import input_key
@@ -138,7 +138,12 @@ class Editing:
         while True:
             record = await self.record(edit_id)
             if record.status in IN_WORK or record.status is Status.CANCELLED:
-                return await self._cancel(edit_id, actor=actor, reason=reason), None
+                try:
+                    return await self._cancel(edit_id, actor=actor, reason=reason), None
+                except NotLive:
+                    raise
+                except Conflict:  # it went live meanwhile
+                    continue
             if record.status is Status.REVERTED:
                 return record, _removal_verdict(record)
             live = await self._caught_up(if_match)

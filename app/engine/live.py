@@ -6,7 +6,7 @@ the present one without some edits are answered by the same overlay, in the same
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,9 @@ class Entry:
 
     edit_id: str
     supersedes: str | None
-    spans: tuple[tuple[int, int | None], ...]
+    input_key: str
+    target: str
+    spans: tuple[tuple[int, int | None], ...] = ()
 
     def live_in(self, revision: int) -> bool:
         return any(since <= revision and (until is None or revision < until) for since, until in self.spans)
@@ -93,17 +95,38 @@ class Live:
         return torch.tensor([entry.live_in(revision) for entry in self.entries], dtype=torch.bool)
 
     def _without(self, alive: Tensor, exclude: Collection[str]) -> Tensor:
+        """As if the excluded edits were reverted one after the other."""
         alive = alive.clone()
-        for edit_id in exclude:
-            for number in self.patches_of(edit_id):
-                if alive[number]:
-                    alive[number] = False
-                    alive[list(self._returning(number, exclude))] = True
+        leaving = [number for edit_id in exclude for number in self.patches_of(edit_id) if alive[number]]
+        while leaving:
+            number = leaving.pop()
+            alive[number] = False
+            back = self._returning(number, alive)
+            if back is not None:
+                alive[back] = True
+                if self.edit_ids[back] in exclude:
+                    leaving.append(back)
         return alive
 
-    def _returning(self, number: int, exclude: Collection[str]) -> tuple[int, ...]:
-        """The patch that comes back when patch `number` goes: of the nearest replaced edit that is not excluded."""
+    def _returning(self, number: int, alive: Tensor) -> int | None:
+        """The patch that comes back when patch `number` has gone: of the edit it had replaced, unless one stands in
+        its way that replaces it too, or that wants another answer for its input.
+        """
         replaced = self.entries[number].supersedes
-        while replaced is not None and replaced in exclude:
+        if replaced is None:
+            return None
+        back = self.patches_of(replaced)[-1]
+        returning = self.entries[back]
+        for place in alive.nonzero().flatten().tolist():
+            other = self.entries[place]
+            conflicting = other.input_key == returning.input_key and other.target != returning.target
+            if conflicting or replaced in self._replaced_by(other):
+                return None
+        return back
+
+    def _replaced_by(self, entry: Entry) -> Iterator[str]:
+        """The edits that an edit replaces, directly and through others."""
+        replaced = entry.supersedes
+        while replaced is not None:
+            yield replaced
             replaced = self.entries[self.patches_of(replaced)[-1]].supersedes
-        return () if replaced is None else self.patches_of(replaced)[-1:]

