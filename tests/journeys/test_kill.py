@@ -11,7 +11,8 @@ import pytest
 
 from app.settings import Settings
 from app.store import Ledger, ModelIdentity, Store
-from tests.deployed import LABELS, deploy
+from tests.deployed import LABELS
+from tests.journeys.conftest import settings_on
 from tests.journeys.faults import EDIT_STAGES, REVERT_STAGES
 from tests.journeys.processes import Fault, Process, eventually
 
@@ -21,20 +22,6 @@ TEXTS = ("w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10 w11 w12")
 ROUNDS = (1, 2, 3)
 """Which edit, or which revert, of a process it is that dies: with more live edits each time."""
 STARTED = ("queued", "fitting", "judging")
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return deploy(tmp_path_factory.mktemp("model") / "bert")
-
-
-@pytest.fixture
-def settings(tmp_path: Path, tiny_model: Path) -> Settings:
-    return settings_on(f"sqlite:///{tmp_path}/errata.db", tmp_path, tiny_model)
-
-
-def settings_on(url: str, folder: Path, model: Path) -> Settings:
-    return Settings(model=str(model), database_url=url, cache_dir=folder / "cache", device="cpu")
 
 
 @pytest.mark.parametrize("nth", ROUNDS)

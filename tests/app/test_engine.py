@@ -1,0 +1,137 @@
+"""The device thread: predictions go on while a fit runs, a fit gets on while predictions run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+
+from app.engine.device import DeviceThread
+
+
+class Texts:
+    """Records what is run, and can be held up."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.ran = threading.Semaphore(0)
+
+    def run(self, rows: Sequence[str]) -> None:
+        self.go.wait()
+        self.batches.append(list(rows))
+        self.ran.release(len(rows))
+
+    def wait_for(self, rows: int) -> None:
+        for _ in range(rows):
+            assert self.ran.acquire(timeout=10)
+
+
+@pytest.fixture
+def texts() -> Texts:
+    return Texts()
+
+
+@pytest.fixture
+def device(texts: Texts) -> Iterator[DeviceThread[str]]:
+    device: DeviceThread[str] = DeviceThread(texts.run, max_batch=4, fit_share=0.3)
+    yield device
+    texts.go.set()
+    device.close()
+
+
+def test_what_waits_forms_the_next_batch_up_to_its_limit(device: DeviceThread[str], texts: Texts) -> None:
+    texts.go.clear()
+    device.submit(["first"])
+    device.submit(["a", "b"])
+    device.submit(["c", "d", "e"])
+    texts.go.set()
+    texts.wait_for(6)
+    assert texts.batches[-2:] == [["a", "b", "c", "d"], ["e"]] or texts.batches[0] == ["first", "a", "b", "c"]
+
+
+def test_a_job_returns_its_value_and_tells_each_slice(device: DeviceThread[str]) -> None:
+    told: list[int] = []
+
+    def job() -> Generator[int, None, Any]:
+        yield from (1, 2, 3)
+        return "done"
+
+    assert device.work(job(), told.append).result(10) == "done"
+    assert told == [1, 2, 3]
+
+
+def test_predictions_are_answered_between_the_slices_of_a_fit(device: DeviceThread[str], texts: Texts) -> None:
+    enough = threading.Event()
+
+    def endless() -> Generator[None, None, None]:
+        while not enough.is_set():
+            yield
+
+    fit = device.work(endless(), lambda _: None)
+    for _ in range(5):
+        device.submit(["text"])
+        texts.wait_for(1)
+    assert not fit.done()
+    enough.set()
+    fit.result(10)
+
+
+def test_a_fit_gets_on_while_predictions_never_pause(device: DeviceThread[str], texts: Texts) -> None:
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            device.submit(["text"] * 8)
+            texts.wait_for(8)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        assert device.work(iter_then(50), lambda _: None).result(10) == 50
+    finally:
+        stop.set()
+        asking.join()
+
+
+def test_an_error_in_a_fit_reaches_whoever_waits_and_the_thread_goes_on(
+    device: DeviceThread[str], texts: Texts
+) -> None:
+    def broken() -> Generator[None, None, None]:
+        yield
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        device.work(broken(), lambda _: None).result(10)
+    device.submit(["text"])
+    texts.wait_for(1)
+
+
+def test_a_short_call_runs_between_batches(device: DeviceThread[str]) -> None:
+    assert device.call(lambda: threading.current_thread().name).result(10) == "device"
+
+
+def test_closing_answers_what_waits_and_drops_the_fits(texts: Texts) -> None:
+    device: DeviceThread[str] = DeviceThread(texts.run, max_batch=4, fit_share=0.3)
+
+    def endless() -> Generator[None, None, None]:
+        while True:
+            yield
+
+    fit = device.work(endless(), lambda _: None)
+    device.submit(["text"] * 9)
+    device.close()
+    assert sum(map(len, texts.batches)) == 9
+    with pytest.raises(CancelledError):
+        fit.result(10)
+    with pytest.raises(RuntimeError):
+        device.submit(["late"])
+
+
+def iter_then(count: int) -> Generator[int, None, Any]:
+    yield from range(count)
+    return count
