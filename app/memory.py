@@ -23,6 +23,7 @@ from app.engine.traffic import Reservoir
 from app.errors import Unavailable
 from app.inputs import input_key
 from app.model import Classifier, Encoding
+from editors.moments import Moments
 from editors.types import Rows
 
 Capture = Callable[[Sequence[Encoding]], Coroutine[Any, Any, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
@@ -111,6 +112,7 @@ class Memory:
         self._limit = limit
         self._edits: dict[str, Rows] = {}
         self._input_keys: dict[str, str] = {}
+        self._moments: tuple[int, Moments] | None = None
 
     def learn_edit(self, edit_id: str, input_key: str, rows: Rows) -> None:
         """Remember an edit: its input's row first, then its rephrases', labels as wanted, residuals unpatched."""
@@ -131,6 +133,12 @@ class Memory:
         if traffic is None:
             return self.known.rows[: self._limit]
         return Rows.join([self.known.rows, traffic.to(self.known.rows.labels.device)])[: self._limit]
+
+    def moments(self, base: Rows) -> Moments:
+        """Mean and covariance of what `base` gave; computed anew only when traffic has added a tenth to it."""
+        if self._moments is None or len(base) > 1.1 * self._moments[0]:
+            self._moments = len(base), Moments.of(base.queries)
+        return self._moments[1]
 
     def of_edits(self, edit_ids: Iterable[str]) -> Rows:
         """All rows of these edits."""

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -215,7 +215,8 @@ class Worker:
         draft = attempt.record.draft
         replaced = draft.supersedes
         earlier = [edit_id for edit_id in attempt.live.live_edits() if edit_id != replaced]
-        memory = Rows.join([self._memory.base(), self._memory.of_edits(earlier)])
+        base = self._memory.base()
+        memory = _others(Rows.join([base, self._memory.of_edits(earlier)]), attempt.rows)
 
         def patched() -> Rows:
             view = torch.zeros(len(attempt.rows), dtype=torch.int64, device=attempt.rows.labels.device)
@@ -223,7 +224,9 @@ class Worker:
             residuals, _ = attempt.base.overlay.apply(attempt.rows.queries, attempt.rows.residuals, alive, view)
             return Rows(attempt.rows.queries, residuals, attempt.rows.labels)
 
-        return Problem(await self._engine.call(patched), _others(memory, attempt.rows), self._engine.readout)
+        edit = await self._engine.call(patched)
+        moments = await self._engine.call(lambda: self._memory.moments(base))
+        return Problem(edit, memory, self._engine.readout, moments=moments)
 
     async def _fit(self, attempt: _Attempt, problem: Problem, round_number: int) -> Fitted:
         draft = attempt.record.draft
@@ -321,7 +324,7 @@ def _others(memory: Rows, edit: Rows) -> Rows:
 
 
 def _remembering(problem: Problem, offended: Rows) -> Problem:
-    return Problem(problem.edit, Rows.join([problem.memory, offended]), problem.readout, problem.seed)
+    return replace(problem, memory=Rows.join([problem.memory, offended]))
 
 
 def _evidence(attempt: _Attempt, candidate: _Candidate) -> Evidence:

@@ -12,17 +12,18 @@ import pytest
 from app.settings import Settings
 from tests.app.conftest import Caller, sentence, settings_in, started
 
+REMEMBERED = [sentence(number) for number in range(60, 66)]
 KNOWN = [sentence(number) for number in range(20, 60)]
 
 
 @pytest.fixture
 def settings(tmp_path: Path, tiny_model: Path) -> Settings:
-    """A service whose guard is forty texts, and that lets patches through that change some of them."""
-    memory = tmp_path / "memory.jsonl"
-    memory.write_text("".join(json.dumps({"input": text}) + "\n" for text in KNOWN))
-    return settings_in(
-        tmp_path, tiny_model, guard_file=memory, guard_required=0.0, guard_fires_allowed=1.0, memory_from_traffic=False
-    )
+    """A service that remembers six texts, guards forty others, and lets patches through that change some of them."""
+    lenient = {"guard_required": 0.0, "guard_fires_allowed": 1.0, "memory_from_traffic": False}
+    memory, guard = (tmp_path / name for name in ("memory.jsonl", "guard.jsonl"))
+    for file, texts in ((memory, REMEMBERED), (guard, KNOWN)):
+        file.write_text("".join(json.dumps({"input": text}) + "\n" for text in texts))
+    return settings_in(tmp_path, tiny_model, memory_file=memory, guard_file=guard, **lenient)
 
 
 @pytest.fixture
@@ -93,14 +94,19 @@ def test_an_edit_that_changes_too_much_of_the_guard_is_rejected_and_lists_it(
         assert changed(caller) == []
 
 
-def test_another_round_with_what_was_disturbed_lets_more_edits_pass(settings: Settings) -> None:
-    strict = settings.model_copy(update={"guard_required": 1.0, "judge_rounds": 3})
-    with started(strict) as client:
-        caller = Caller(client)
-        texts = [text for text in map(sentence, range(8)) if caller.label(text) != "blue"]
-        answers = [
-            client.post("/edits", json={"input": text, "target": "blue"}, headers={"Prefer": "wait=60"})
-            for text in texts
-        ]
-        assert [answer.status_code for answer in answers] == [201] * len(texts)
-        assert changed(caller) == []
+def test_further_rounds_that_remember_what_was_disturbed_let_more_edits_pass(
+    tmp_path: Path, settings: Settings
+) -> None:
+    accepted = {}
+    for rounds in (1, 3):
+        strict = {"guard_required": 1.0, "judge_rounds": rounds, "database_url": f"sqlite:///{tmp_path}/{rounds}.db"}
+        with started(settings.model_copy(update=strict)) as client:
+            caller = Caller(client)
+            texts = [text for text in map(sentence, range(8)) if caller.label(text) != "blue"]
+            answers = [
+                client.post("/edits", json={"input": text, "target": "blue"}, headers={"Prefer": "wait=60"})
+                for text in texts
+            ]
+            accepted[rounds] = [answer.status_code for answer in answers].count(201)
+            assert changed(caller) == []
+    assert accepted[3] > accepted[1]
