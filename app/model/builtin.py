@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 
 import structlog
 import torch
@@ -40,8 +41,9 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the head is fitted; any change makes another model."""
+    """How the head is fitted; any change makes another model. `version` counts the changes of the code below."""
 
+    version: int = 2
     epochs: int = 4
     batch: int = 32
     encoder_lr: float = 1e-4
@@ -129,9 +131,9 @@ def _train(
     assert model.bert.pooler is not None
     index = {label: index for index, label in enumerate(sorted({utterance.label for utterance in train}))}
     head = [*model.classifier.parameters(), *model.bert.pooler.parameters()]
-    encoder = [*model.bert.embeddings.parameters(), *model.bert.encoder.parameters()]
+    model.bert.embeddings.requires_grad_(False)  # half of all weights; they cost time here and bring nothing
     optimizer = torch.optim.AdamW(
-        [{"params": encoder, "lr": recipe.encoder_lr}, {"params": head, "lr": recipe.head_lr}],
+        [{"params": model.bert.encoder.parameters(), "lr": recipe.encoder_lr}, {"params": head, "lr": recipe.head_lr}],
         weight_decay=recipe.weight_decay,
     )
     schedule = get_linear_schedule_with_warmup(optimizer, int(recipe.warmup * steps), steps)
@@ -155,7 +157,10 @@ def _train(
 
 
 def _batches(train: Sequence[Utterance], recipe: Recipe) -> Iterator[list[Utterance]]:
-    order = torch.Generator().manual_seed(recipe.seed)
+    """Batches of utterances of similar length, in random order: the longest decides what a batch costs."""
+    random = Random(recipe.seed)
     for _ in range(recipe.epochs):
-        for indices in torch.randperm(len(train), generator=order).split(recipe.batch):
-            yield [train[index] for index in indices.tolist()]
+        similar = sorted(train, key=lambda utterance: (len(utterance.text) // 10, random.random()))
+        batches = [similar[start : start + recipe.batch] for start in range(0, len(similar), recipe.batch)]
+        random.shuffle(batches)
+        yield from batches
