@@ -22,6 +22,7 @@ COPY --from=builder /opt/errata /opt/errata
 ENV PATH=/opt/errata/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    OMP_WAIT_POLICY=passive \
     HF_HOME=/var/lib/errata/huggingface \
     ERRATA_HOST=0.0.0.0 \
     ERRATA_PORT=8000 \
