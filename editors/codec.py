@@ -1,0 +1,91 @@
+"""Patches and rows as bytes: safetensors with a versioned header, addressed by SHA-256.
+
+Same patch, same bytes. Knows nothing of where the bytes are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from editors.errors import CorruptPatch, ForeignPatch
+from editors.types import Editor, Header, Patch, Rows
+
+FORMAT = "errata-patch/1"
+ROWS_FORMAT = "errata-rows/1"
+_ENTRY = "errata"
+"""The one metadata entry: safetensors does not keep the order of several, so the bytes would not be repeatable."""
+
+
+def encode(patch: Patch) -> bytes:
+    """The patch as safetensors bytes."""
+    return _pack(patch.tensors, {"format": FORMAT, **asdict(patch.header)})
+
+
+def decode(data: bytes) -> Patch:
+    """The patch that `encode` made these bytes of. Raises CorruptPatch, and NotFinite for NaN or infinity in it."""
+    tensors, described = _unpack(data, FORMAT)
+    return Patch(_header(described), tensors)
+
+
+def encode_rows(rows: Rows) -> bytes:
+    """Activations of an edit as safetensors bytes."""
+    tensors = {"queries": rows.queries, "residuals": rows.residuals, "labels": rows.labels}
+    return _pack(tensors, {"format": ROWS_FORMAT})
+
+
+def decode_rows(data: bytes) -> Rows:
+    """The rows that `encode_rows` made these bytes of. Raises CorruptPatch."""
+    tensors, _ = _unpack(data, ROWS_FORMAT)
+    if tensors.keys() != {"queries", "residuals", "labels"} or len({len(tensor) for tensor in tensors.values()}) > 1:
+        raise CorruptPatch(f"The stored rows hold the tensors {', '.join(sorted(tensors))} or are of unequal number.")
+    return Rows(**tensors)
+
+
+def sha256(data: bytes) -> str:
+    """The address of these bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check(patch: Patch, *, base: str, site: str, dtype: str, editor: Editor) -> None:
+    """Raise ForeignPatch unless the patch was made by this editor for these weights, this site and this dtype."""
+    here = Header(editor.name, editor.version, base, site, dtype)
+    for field in fields(Header):
+        theirs, ours = getattr(patch.header, field.name), getattr(here, field.name)
+        if theirs != ours:
+            noun = field.name.replace("_", " ")
+            raise ForeignPatch(f"The patch was made for the {noun} {theirs!r}; here it is {ours!r}.")
+
+
+def _pack(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> bytes:
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    return save(own, metadata={_ENTRY: json.dumps(described, sort_keys=True, separators=(",", ":"))})
+
+
+def _unpack(data: bytes, expected: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        length = int.from_bytes(data[:8], "little")
+        described = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ENTRY])
+        found = described["format"]
+        tensors = load(data)
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise CorruptPatch(f"These {len(data)} bytes are not of the format {expected}: {error!r}.") from error
+    if found != expected:
+        raise CorruptPatch(f"These bytes are of the format {found!r}; {expected!r} is understood here.")
+    return tensors, described
+
+
+def _header(described: Mapping[str, Any]) -> Header:
+    values = {name: value for name, value in described.items() if name != "format"}
+    expected = {"editor": str, "editor_version": int, "base": str, "site": str, "dtype": str}
+    if {name: type(value) for name, value in values.items()} != expected:
+        raise CorruptPatch(f"The patch's header holds {sorted(values)}; {sorted(expected)} of their types are needed.")
+    return Header(**values)

@@ -1,0 +1,34 @@
+"""Transformer-Patcher (Huang et al., ICLR 2023): one mistake, one neuron beside the last feed-forward layer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from editors.errors import NotFinite
+from editors.neuron import closed_form, gradient
+from editors.neuron.bank import NeuronBank
+from editors.neuron.options import Options
+from editors.types import Fit, Problem
+
+__all__ = ["NeuronBank", "Options", "TransformerPatcher"]
+
+
+class TransformerPatcher:
+    """Fits neurons by `closed_form` or by the paper's `gradient`; serves them from one `NeuronBank`."""
+
+    name: ClassVar[str] = "transformer-patcher"
+    version: ClassVar[int] = 1
+    options: ClassVar[type[Options]] = Options
+
+    def fit(self, problem: Problem, options: Options) -> Fit:
+        """Learn the neurons of one edit. Raises FitFailed, and NotFinite for NaN or infinity in the problem."""
+        if not (torch.isfinite(problem.edit.queries).all() and torch.isfinite(problem.edit.residuals).all()):
+            raise NotFinite("The activations of the edit hold NaN or infinity.")
+        fit = closed_form.fit if options.fit == "closed-form" else gradient.fit
+        return fit(problem, options)
+
+    def overlay(self, hidden: int, device: torch.device) -> NeuronBank:
+        """A bank without patches."""
+        return NeuronBank.empty(hidden, device)

@@ -1,0 +1,64 @@
+"""Editors by name, and options that are refused before anything is fitted."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from editors.errors import BadOptions, UnknownEditor
+from editors.neuron import Options
+from editors.registry import editor_named, editors, options_of
+
+
+def test_an_editor_is_found_by_its_name() -> None:
+    assert editor_named("transformer-patcher", editors()).name == "transformer-patcher"
+
+
+def test_an_unknown_editor_is_refused_naming_those_there_are() -> None:
+    with pytest.raises(UnknownEditor, match=r"no editor 'magic'.*transformer-patcher"):
+        editor_named("magic", editors())
+
+
+def test_options_not_given_have_their_defaults() -> None:
+    assert options_of(editor_named("transformer-patcher", editors()), {}) == Options()
+
+
+def test_an_unknown_option_is_refused_naming_those_there_are() -> None:
+    with pytest.raises(BadOptions, match=r"no option 'colour'.*max_neurons"):
+        options_of(editor_named("transformer-patcher", editors()), {"colour": "red"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("max_neurons", 0, "must be at least 1"),
+        ("max_neurons", 65, "must be at most 64"),
+        ("max_neurons", 2.5, "must be a whole number"),
+        ("max_neurons", True, "must be a whole number"),
+        ("max_neurons", "3", "must be a whole number"),
+        ("fit", "magic", "must be one of 'closed-form', 'gradient'"),
+        ("fit", None, "must be one of"),
+        ("ridge", 0, "must be more than 0"),
+        ("ridge", float("nan"), "must be a finite number"),
+        ("clip", float("inf"), "must be a finite number"),
+        ("margin", [1], "must be a finite number"),
+        ("spare_same_label", 1, "must be true or false"),
+    ],
+)
+def test_a_bad_value_is_refused_naming_option_and_value(name: str, value: object, sentence: str) -> None:
+    with pytest.raises(BadOptions) as refusal:
+        Options(**{name: value})  # type: ignore[arg-type]
+    assert sentence in str(refusal.value)
+    assert repr(name) in str(refusal.value)
+    assert repr(value) in str(refusal.value)
+
+
+def test_a_whole_number_is_taken_where_a_number_is_asked_for() -> None:
+    assert Options(margin=2).margin == 2
+
+
+def test_every_option_of_every_editor_has_a_default_and_a_description() -> None:
+    for editor in editors().values():
+        editor.options()
+        assert all(field.metadata["description"].endswith(".") for field in fields(editor.options))
