@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from app.editing.outcome import Answers, Encoded
 from app.engine import Engine
+from app.follower import Follower
 from app.store import EditRecord, Ledger
+from editors.errors import EditorError
 
 TOLERANCE = 1e-5
 """How far a recomputed score may be from the recorded one: another batch moves the last bits of a model."""
@@ -21,14 +23,17 @@ class Finding:
     detail: str
 
 
-async def audit(ledger: Ledger, engine: Engine) -> list[Finding]:
+async def audit(ledger: Ledger, engine: Engine, follower: Follower) -> list[Finding]:
     """Hash chains and patches by the store's own check, then every edit that is live, answered again."""
-    flaws = ledger.verify()
-    findings = [Finding(flaw.where, False, flaw.what) for flaw in flaws]
-    if not flaws:
-        sound = f"History, revisions 0 to {engine.live.revision} and every patch match their hashes."
+    findings = [Finding(flaw.where, False, flaw.what) for flaw in ledger.verify()]
+    try:
+        live = await follower.catch_up()
+    except EditorError as error:
+        return [*findings, Finding("serving", False, f"What is live cannot be served: {error}")]
+    if not findings:
+        sound = f"History, revisions 0 to {live.revision} and every patch match their hashes."
         findings.append(Finding("ledger", True, sound))
-    return findings + [await _answered_again(ledger.edit(edit_id), engine) for edit_id in engine.live.live_edits()]
+    return findings + [await _answered_again(ledger.edit(edit_id), engine) for edit_id in live.live_edits()]
 
 
 async def _answered_again(record: EditRecord, engine: Engine) -> Finding:

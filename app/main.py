@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from app.audit import Finding, audit
 from app.editing import Editing, Worker
 from app.editing.events import Listeners
+from app.editing.workshop import Workshop
 from app.engine import Engine, Live
 from app.engine.traffic import Reservoir
 from app.follower import Follower
@@ -74,7 +75,10 @@ async def _run(settings: Settings, service: Service, stopping: asyncio.Event) ->
     """Open store and model, catch up, work until told to stop; close in the reverse order."""
     store = await asyncio.to_thread(_open_store, settings.database_url)
     try:
-        parts = await _join(settings, store, service.metrics)
+        loaded = await asyncio.to_thread(_load, settings)
+        ledger = await asyncio.to_thread(store.ledger, loaded.identity)
+        parts = await _join(settings, loaded, ledger, service.metrics)
+        await parts.follower.catch_up()
         beside = [
             asyncio.create_task(parts.follower.follow(FOLLOW_SECONDS)),
             asyncio.create_task(parts.hits.write_every(HITS_SECONDS)),
@@ -136,20 +140,38 @@ def serve(settings: Settings) -> None:
 
 def verify(settings: Settings) -> list[Finding]:
     """Check the database against its hashes, and its recorded answers against the model. Starts no service."""
-
-    async def run() -> list[Finding]:
-        store = await asyncio.to_thread(_open_store, settings.database_url)
-        try:
-            parts = await _join(settings, store, Metrics())
-            try:
-                return await audit(parts.ledger, parts.engine)
-            finally:
-                parts.engine.close()
-        finally:
-            store.close()
-
     set_up_logging("warning", settings.log_format)
-    return asyncio.run(run())
+    return asyncio.run(_verify(settings))
+
+
+async def _verify(settings: Settings) -> list[Finding]:
+    store = Store.open(settings.database_url)
+    try:
+        loaded = await asyncio.to_thread(_load, settings)
+        if not await asyncio.to_thread(store.holds, loaded.identity):
+            missing = f"{settings.database_url} holds no edits of {loaded.model.name} ({loaded.model.fingerprint})."
+            return [Finding("ledger", False, missing)]
+        parts = await _join(settings, loaded, store.ledger(loaded.identity), Metrics())
+        try:
+            return await audit(parts.ledger, parts.engine, parts.follower)
+        finally:
+            parts.engine.close()
+    finally:
+        store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The model, its memory file and its guard file."""
+
+    model: Classifier
+    known: list[KnownInput]
+    guard: list[KnownInput]
+
+    @property
+    def identity(self) -> ModelIdentity:
+        model = self.model
+        return ModelIdentity(model.fingerprint, model.name, model.task, model.site.name, model.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +188,11 @@ class _Parts:
     editors: dict[str, Editor]
 
 
-async def _join(settings: Settings, store: Store, metrics: Metrics) -> _Parts:
+async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Metrics) -> _Parts:
+    """Everything joined, at revision 0: nothing has been followed yet."""
     every = dict(editors())
     default = editor_named(settings.editor, every)
-    model, known_inputs, guard_inputs = await asyncio.to_thread(_load, settings)
-    identity = ModelIdentity(model.fingerprint, model.name, model.task, model.site.name, model.dtype)
-    ledger = await asyncio.to_thread(store.ledger, identity)
+    model = loaded.model
     traffic = Reservoir(settings.max_traffic_rows) if settings.memory_from_traffic else None
     overlay = default.overlay(model.hidden_size, model.device)
     engine = Engine(
@@ -182,29 +203,16 @@ async def _join(settings: Settings, store: Store, metrics: Metrics) -> _Parts:
         fit_share=settings.fit_share,
         traffic=traffic,
     )
-    known = await _known(engine, known_inputs, settings)
-    guard = known if guard_inputs == known_inputs else await _known(engine, guard_inputs, settings)
+    known = await _known(engine, loaded.known, settings)
+    guard = known if loaded.guard == loaded.known else await _known(engine, loaded.guard, settings)
     memory = Memory(known, guard, traffic, limit=settings.max_memory_rows)
     follower = Follower(ledger, engine, memory, every, metrics)
-    await follower.catch_up()
     required = Required(settings.rephrases_required, settings.guard_required, settings.guard_fires_allowed)
     judge = Judge(memory, engine.readout, model.labels, required)
-    listeners = Listeners()
     hits = Hits(ledger)
-    worker = Worker(ledger, engine, follower, judge, memory, every, listeners, metrics, rounds=settings.judge_rounds)
-    editing = Editing(
-        ledger,
-        engine,
-        follower,
-        judge,
-        memory,
-        worker,
-        hits,
-        every,
-        listeners,
-        default_editor=default.name,
-        max_queued=settings.max_queued_edits,
-    )
+    shop = Workshop(ledger, engine, follower, judge, memory, every, Listeners())
+    worker = Worker(shop, metrics, rounds=settings.judge_rounds)
+    editing = Editing(shop, worker, hits, default_editor=default.name, max_queued=settings.max_queued_edits)
     return _Parts(ledger, engine, follower, memory, worker, editing, hits, every)
 
 
@@ -214,7 +222,7 @@ def _open_store(url: str) -> Store:
     return store
 
 
-def _load(settings: Settings) -> tuple[Classifier, list[KnownInput], list[KnownInput]]:
+def _load(settings: Settings) -> _Loaded:
     """The model, its memory file and its guard file; the built-in model brings both."""
     if settings.model == BUILTIN:
         source: str | Path = builtin(settings.cache_dir)
@@ -234,7 +242,7 @@ def _load(settings: Settings) -> tuple[Classifier, list[KnownInput], list[KnownI
         device=settings.device,
         dtype=settings.dtype,
     )
-    return model, known, guard
+    return _Loaded(model, known, guard)
 
 
 async def _known(engine: Engine, inputs: Sequence[KnownInput], settings: Settings) -> Known:

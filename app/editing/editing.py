@@ -8,16 +8,15 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app.editing.events import Event, Listeners
+from app.editing.events import Event
 from app.editing.outcome import Answers, Encoded, own_gates
 from app.editing.worker import Worker
-from app.engine import Engine, Live, View
+from app.editing.workshop import Workshop
+from app.engine import Live, View
 from app.errors import Conflict, EditRejected, NotLive, NotReverted, RevisionMoved
-from app.follower import Follower
 from app.hits import Hits
 from app.inputs import input_key
-from app.judge import Exemption, Judge, Verdict
-from app.memory import Memory
+from app.judge import Exemption, Verdict
 from app.store import (
     IN_WORK,
     Accepted,
@@ -26,12 +25,10 @@ from app.store import (
     HeadMoved,
     HistoryRow,
     IdempotencyKey,
-    Ledger,
     RevisionRecord,
     Status,
 )
-from editors.registry import editor_named, options_of
-from editors.types import Editor
+from editors.registry import options_of
 
 POLL_SECONDS = 1.0
 """How often somebody who waits looks into the store, for the case that another process does the work."""
@@ -56,30 +53,10 @@ class Report:
 class Editing:
     """Edits and revisions of one model."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        engine: Engine,
-        follower: Follower,
-        judge: Judge,
-        memory: Memory,
-        worker: Worker,
-        hits: Hits,
-        editors: Mapping[str, Editor],
-        listeners: Listeners,
-        *,
-        default_editor: str,
-        max_queued: int,
-    ) -> None:
-        self._ledger = ledger
-        self._engine = engine
-        self._follower = follower
-        self._judge = judge
-        self._memory = memory
+    def __init__(self, shop: Workshop, worker: Worker, hits: Hits, *, default_editor: str, max_queued: int) -> None:
+        self._shop = shop
         self._worker = worker
         self._hits = hits
-        self._editors = editors
-        self._listeners = listeners
         self._default_editor = default_editor
         self._max_queued = max_queued
 
@@ -88,9 +65,9 @@ class Editing:
     ) -> Accepted:
         """Queue the correction of a mistake. What is returned is stored: it survives any crash."""
         draft = self._draft(report)
-        await asyncio.to_thread(Encoded.of, self._engine.model, draft)  # refuses texts that are too long
+        await asyncio.to_thread(Encoded.of, self._shop.engine.model, draft)  # refuses texts that are too long
         accepted = await asyncio.to_thread(
-            self._ledger.accept, draft, actor=actor, limit=self._max_queued, key=key, if_match=if_match
+            self._shop.ledger.accept, draft, actor=actor, limit=self._max_queued, key=key, if_match=if_match
         )
         self._worker.wake()
         return accepted
@@ -98,12 +75,12 @@ class Editing:
     async def record(self, edit_id: str) -> EditRecord:
         """The audit record. Raises NotFound."""
         await self._hits.write()
-        return await asyncio.to_thread(self._ledger.edit, edit_id)
+        return await asyncio.to_thread(self._shop.ledger.edit, edit_id)
 
     async def wait(self, edit_id: str, seconds: float) -> EditRecord:
         """The record as soon as the edit has ended, or when the time is over."""
         deadline = time.monotonic() + seconds
-        with self._listeners.listening(edit_id) as news:
+        with self._shop.listeners.listening(edit_id) as news:
             while True:
                 record = await self.record(edit_id)
                 left = deadline - time.monotonic()
@@ -113,9 +90,9 @@ class Editing:
 
     async def events(self, edit_id: str, after: int) -> AsyncIterator[Event]:
         """The edit's life from history row `after` on, and the progress of its fit, until it ends."""
-        with self._listeners.listening(edit_id) as news:
+        with self._shop.listeners.listening(edit_id) as news:
             while True:
-                record = await asyncio.to_thread(self._ledger.edit, edit_id)
+                record = await asyncio.to_thread(self._shop.ledger.edit, edit_id)
                 for row in record.history:
                     if row.seq > after:
                         after = row.seq
@@ -171,7 +148,7 @@ class Editing:
                 raise rejection(edit_id, verdict.as_json())
             try:
                 await asyncio.to_thread(
-                    self._ledger.reapply,
+                    self._shop.ledger.reapply,
                     edit_id,
                     actor=actor,
                     verdict=verdict.as_json(),
@@ -180,7 +157,7 @@ class Editing:
                 )
             except HeadMoved:
                 continue
-            await self._follower.catch_up()
+            await self._shop.follower.catch_up()
             return await self.record(edit_id)
 
     async def restore(
@@ -191,18 +168,18 @@ class Editing:
             live = await self._caught_up(if_match)
             try:
                 revision = await asyncio.to_thread(
-                    self._ledger.restore, number, actor=actor, reason=reason, expected_head=live.revision
+                    self._shop.ledger.restore, number, actor=actor, reason=reason, expected_head=live.revision
                 )
             except HeadMoved:
                 continue
-            await self._follower.catch_up()
+            await self._shop.follower.catch_up()
             return revision
 
     def _draft(self, report: Report) -> Draft:
         """The report as it is stored. Raises UnknownLabel, UnknownEditor and BadOptions."""
-        self._engine.model.label_index(report.target)
+        self._shop.engine.model.label_index(report.target)
         name = self._default_editor if report.editor is None else report.editor
-        options = options_of(editor_named(name, self._editors), report.options or {})
+        options = options_of(self._shop.editor(name), report.options or {})
         return Draft(
             input=report.input,
             input_key=input_key(report.input),
@@ -218,44 +195,44 @@ class Editing:
         )
 
     async def _caught_up(self, if_match: int | None) -> Live:
-        live = await self._follower.catch_up()
+        live = await self._shop.follower.catch_up()
         if if_match is not None and if_match != live.revision:
             raise RevisionMoved(f"The revision is {live.revision}, not {if_match}.")
         return live
 
     async def _cancel(self, edit_id: str, *, actor: str, reason: str) -> EditRecord:
         self._worker.cancel(edit_id)
-        record = await asyncio.to_thread(self._ledger.cancel, edit_id, actor=actor, reason=reason)
-        self._listeners.tell(edit_id)
+        record = await asyncio.to_thread(self._shop.ledger.cancel, edit_id, actor=actor, reason=reason)
+        self._shop.listeners.tell(edit_id)
         return record
 
     async def _revert(self, record: EditRecord, live: Live, *, actor: str, reason: str) -> None:
         remaining = live.view(exclude=[record.id]).alive
-        exempt = Exemption(frozenset({record.id}), self._memory.input_keys(live.live_edits()))
+        exempt = Exemption(frozenset({record.id}), self._shop.memory.input_keys(live.live_edits()))
         verdict: Mapping[str, Any] = {}
         if record.status is Status.LIVE:
-            judged = await self._engine.call(lambda: self._judge.of_alive(live, remaining, exempt=exempt))
+            judged = await self._shop.engine.call(lambda: self._shop.judge.of_alive(live, remaining, exempt=exempt))
             verdict = judged.verdict.as_json()
         await asyncio.to_thread(
-            self._ledger.revert, record.id, actor=actor, reason=reason, verdict=verdict, expected_head=live.revision
+            self._shop.ledger.revert,
+            record.id,
+            actor=actor,
+            reason=reason,
+            verdict=verdict,
+            expected_head=live.revision,
         )
-        await self._follower.catch_up()
+        await self._shop.follower.catch_up()
 
     async def _judge_again(self, record: EditRecord, live: Live) -> tuple[Answers, Verdict]:
         draft = record.draft
-        alive = live.alive.clone()
-        if draft.supersedes is not None:
-            alive[list(live.patches_of(draft.supersedes))] = False
+        alive = self._shop.beside(draft, live)
         alive[list(live.patches_of(record.id)[-1:])] = True
-        exempt = Exemption(
-            frozenset({draft.supersedes} if draft.supersedes else ()),
-            self._memory.input_keys(live.live_edits()) | {draft.input_key},
-        )
-        encoded = Encoded.of(self._engine.model, draft)
-        before = await Answers.under(self._engine, encoded, live.view())
-        after = await Answers.under(self._engine, encoded, View(live.revision, live.overlay, alive, live.edit_ids))
-        judged = await self._engine.call(lambda: self._judge.of_alive(live, alive, exempt=exempt))
-        gates = own_gates(draft, before, after, rephrases_required=self._judge.required.rephrases)
+        exempt = self._shop.exempt(draft, live)
+        encoded = Encoded.of(self._shop.engine.model, draft)
+        before = await Answers.under(self._shop.engine, encoded, live.view())
+        after = await Answers.under(self._shop.engine, encoded, View(live.revision, live.overlay, alive, live.edit_ids))
+        judged = await self._shop.engine.call(lambda: self._shop.judge.of_alive(live, alive, exempt=exempt))
+        gates = own_gates(draft, before, after, rephrases_required=self._shop.judge.required.rephrases)
         return after, judged.verdict.with_gates(gates)
 
 

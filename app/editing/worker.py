@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,19 +14,17 @@ from typing import Any
 import structlog
 import torch
 
-from app.editing.events import Listeners
 from app.editing.outcome import Answers, Encoded, own_gates
-from app.engine import Answer, Engine, Live, View
+from app.editing.workshop import Workshop
+from app.engine import Answer, Live, View
 from app.errors import ConflictingEdit
-from app.follower import Follower
-from app.judge import Exemption, Judge, Judged, Verdict
-from app.memory import Memory
+from app.judge import Judged, Verdict
 from app.observe import Metrics
-from app.store import EditRecord, Evidence, HeadMoved, Learned, Ledger, QueueLock, Status
+from app.store import EditRecord, Evidence, HeadMoved, Learned, QueueLock, Status
 from editors import codec
 from editors.errors import EditorError
-from editors.registry import editor_named, options_of
-from editors.types import Editor, Fitted, Header, Patch, Problem, Rows, Step
+from editors.registry import options_of
+from editors.types import Fitted, Header, Patch, Problem, Rows, Step
 
 IDLE_SECONDS = 1.0
 """How long the worker rests between two looks at an empty queue that nobody told it of."""
@@ -67,26 +64,8 @@ class _Candidate:
 class Worker:
     """The life of each edit between `queued` and its end."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        engine: Engine,
-        follower: Follower,
-        judge: Judge,
-        memory: Memory,
-        editors: Mapping[str, Editor],
-        listeners: Listeners,
-        metrics: Metrics,
-        *,
-        rounds: int,
-    ) -> None:
-        self._ledger = ledger
-        self._engine = engine
-        self._follower = follower
-        self._judge = judge
-        self._memory = memory
-        self._editors = editors
-        self._listeners = listeners
+    def __init__(self, shop: Workshop, metrics: Metrics, *, rounds: int) -> None:
+        self._shop = shop
         self._metrics = metrics
         self._rounds = rounds
         self._wake = asyncio.Event()
@@ -108,7 +87,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until stopped. Of all processes on one model, one at a time works its queue."""
-        lock = self._ledger.queue_lock()
+        lock = self._shop.ledger.queue_lock()
         try:
             while not self._stopping:
                 if await self._holds(lock) and await self._work_on_next():
@@ -126,7 +105,7 @@ class Worker:
                 return True
             if not await asyncio.to_thread(lock.try_acquire):
                 return False
-            requeued = await asyncio.to_thread(self._ledger.requeue_abandoned)
+            requeued = await asyncio.to_thread(self._shop.ledger.requeue_abandoned)
         except Exception:  # the job boundary: the database may be away for a while
             log.exception("cannot look after the queue")
             return False
@@ -135,13 +114,13 @@ class Worker:
 
     async def _work_on_next(self) -> bool:
         try:
-            record = await asyncio.to_thread(self._ledger.claim)
+            record = await asyncio.to_thread(self._shop.ledger.claim)
         except Exception:  # the job boundary: the database may be away for a while
             log.exception("cannot claim an edit")
             return False
         if record is None:
             return False
-        self._listeners.tell(record.id)
+        self._shop.listeners.tell(record.id)
         try:
             status = await self._work_on(record)
         except Exception as error:  # the job boundary: recorded, and the next edit is taken
@@ -149,7 +128,7 @@ class Worker:
             status = await self._fail(record, f"The service failed: {type(error).__name__}: {error}")
         self._cancelled.discard(record.id)
         self._metrics.edits.labels(status.value).inc()
-        self._listeners.tell(record.id)
+        self._shop.listeners.tell(record.id)
         log.info("edit done", edit_id=record.id, status=status.value)
         return True
 
@@ -182,13 +161,14 @@ class Worker:
     async def _capture(self, record: EditRecord) -> _Attempt:
         """What the editor and the judge need of the edit's texts: one forward pass of each."""
         with self._metrics.edit_seconds.labels("capture").time():
-            live = await self._follower.catch_up()
-            encoded = Encoded.of(self._engine.model, record.draft)
-            before = await Answers.under(self._engine, encoded, live.view())
+            live = await self._shop.follower.catch_up()
+            encoded = Encoded.of(self._shop.engine.model, record.draft)
+            before = await Answers.under(self._shop.engine, encoded, live.view())
         answers = [before.input, *before.rephrases]
-        wanted = self._engine.model.label_index(record.draft.target)
-        rows = _rows(answers, wanted).to(self._engine.model.device)
-        return _Attempt(record, live, _base(live, record), encoded, before, rows)
+        wanted = self._shop.engine.model.label_index(record.draft.target)
+        rows = _rows(answers, wanted).to(self._shop.engine.model.device)
+        base = View(live.revision, live.overlay, self._shop.beside(record.draft, live), live.edit_ids)
+        return _Attempt(record, live, base, encoded, before, rows)
 
     async def _fit_and_judge(self, attempt: _Attempt) -> _Candidate:
         """Fit; where a gate fails, remember what was disturbed and fit again, so many rounds at most."""
@@ -199,9 +179,9 @@ class Worker:
             with self._metrics.edit_seconds.labels("fit").time():
                 fitted = await self._fit(attempt, problem, round_number)
             patch = self._patch(draft.editor, fitted)
-            if round_number == 1 and not await asyncio.to_thread(self._ledger.judging, attempt.record.id):
+            if round_number == 1 and not await asyncio.to_thread(self._shop.ledger.judging, attempt.record.id):
                 raise Cancelled
-            self._listeners.tell(attempt.record.id)
+            self._shop.listeners.tell(attempt.record.id)
             with self._metrics.edit_seconds.labels("judge").time():
                 after, judged, verdict = await self._judged(attempt, patch)
             seconds = time.monotonic() - started
@@ -215,8 +195,8 @@ class Worker:
         draft = attempt.record.draft
         replaced = draft.supersedes
         earlier = [edit_id for edit_id in attempt.live.live_edits() if edit_id != replaced]
-        base = self._memory.base()
-        memory = _others(Rows.join([base, self._memory.of_edits(earlier)]), attempt.rows)
+        base = self._shop.memory.base()
+        memory = _others(Rows.join([base, self._shop.memory.of_edits(earlier)]), attempt.rows)
 
         def patched() -> Rows:
             view = torch.zeros(len(attempt.rows), dtype=torch.int64, device=attempt.rows.labels.device)
@@ -224,13 +204,13 @@ class Worker:
             residuals, _ = attempt.base.overlay.apply(attempt.rows.queries, attempt.rows.residuals, alive, view)
             return Rows(attempt.rows.queries, residuals, attempt.rows.labels)
 
-        edit = await self._engine.call(patched)
-        moments = await self._engine.call(lambda: self._memory.moments(base))
-        return Problem(edit, memory, self._engine.readout, moments=moments)
+        edit = await self._shop.engine.call(patched)
+        moments = await self._shop.engine.call(lambda: self._shop.memory.moments(base))
+        return Problem(edit, memory, self._shop.engine.readout, moments=moments)
 
     async def _fit(self, attempt: _Attempt, problem: Problem, round_number: int) -> Fitted:
         draft = attempt.record.draft
-        editor = editor_named(draft.editor, self._editors)
+        editor = self._shop.editor(draft.editor)
         loop = asyncio.get_running_loop()
         edit_id = attempt.record.id
 
@@ -238,55 +218,50 @@ class Worker:
             if edit_id in self._cancelled:
                 raise Cancelled
             progress = {"round": round_number, "step": step.number, "loss": step.loss, "losses": dict(step.losses)}
-            loop.call_soon_threadsafe(self._listeners.tell, edit_id, progress)
+            loop.call_soon_threadsafe(self._shop.listeners.tell, edit_id, progress)
 
-        return await self._engine.work(editor.fit(problem, options_of(editor, draft.options)), on_slice)
+        return await self._shop.engine.work(editor.fit(problem, options_of(editor, draft.options)), on_slice)
 
     def _patch(self, editor: str, fitted: Fitted) -> Patch:
         """The patch as it will be stored and served: what is judged is what its bytes say."""
-        model = self._engine.model
-        header = Header(
-            editor, editor_named(editor, self._editors).version, model.fingerprint, model.site.name, model.dtype
-        )
+        model = self._shop.engine.model
+        header = Header(editor, self._shop.editor(editor).version, model.fingerprint, model.site.name, model.dtype)
         return codec.decode(codec.encode(Patch(header, fitted.tensors)))
 
     async def _judged(self, attempt: _Attempt, patch: Patch) -> tuple[Answers, Judged, Verdict]:
         draft, live = attempt.record.draft, attempt.live
-        alone = editor_named(draft.editor, self._editors).overlay(
-            self._engine.model.hidden_size, self._engine.model.device
+        alone = self._shop.editor(draft.editor).overlay(
+            self._shop.engine.model.hidden_size, self._shop.engine.model.device
         )
         fresh = alone.extend([patch])
-        exempt = Exemption(
-            frozenset({draft.supersedes} if draft.supersedes else ()),
-            self._memory.input_keys(live.live_edits()) | {draft.input_key},
-        )
+        exempt = self._shop.exempt(draft, live)
         view = View(
             live.revision + 1,
             live.overlay.extend([patch]),
             torch.cat([attempt.base.alive, torch.ones(1, dtype=torch.bool)]),
             (*live.edit_ids, attempt.record.id),
         )
-        after = await Answers.under(self._engine, attempt.encoded, view)
-        judged = await self._engine.call(
-            lambda: self._judge.of_patch(live, fresh, replaced=draft.supersedes, exempt=exempt)
+        after = await Answers.under(self._shop.engine, attempt.encoded, view)
+        judged = await self._shop.engine.call(
+            lambda: self._shop.judge.of_patch(live, fresh, replaced=draft.supersedes, exempt=exempt)
         )
-        gates = own_gates(draft, attempt.before, after, rephrases_required=self._judge.required.rephrases)
+        gates = own_gates(draft, attempt.before, after, rephrases_required=self._shop.judge.required.rephrases)
         return after, judged, judged.verdict.with_gates(gates)
 
     async def _commit(self, attempt: _Attempt, candidate: _Candidate) -> Status:
         with self._metrics.edit_seconds.labels("commit").time():
             learned = _learned(attempt, candidate)
             revision = await asyncio.to_thread(
-                self._ledger.commit, attempt.record.id, learned, expected_head=attempt.live.revision
+                self._shop.ledger.commit, attempt.record.id, learned, expected_head=attempt.live.revision
             )
             if revision is None:
                 return Status.CANCELLED
-            await self._follower.catch_up()
+            await self._shop.follower.catch_up()
         return Status.LIVE
 
     async def _finish(self, record: EditRecord, status: Status, evidence: Evidence) -> Status:
         detail = {"reason": evidence.failure} if evidence.failure else {}
-        done = await asyncio.to_thread(self._ledger.finish, record.id, status, evidence, detail=detail)
+        done = await asyncio.to_thread(self._shop.ledger.finish, record.id, status, evidence, detail=detail)
         return status if done else Status.CANCELLED
 
     async def _fail(self, record: EditRecord, reason: str) -> Status:
@@ -295,14 +270,6 @@ class Worker:
         except Exception:  # the job boundary: the edit stays in work and is taken up again at the next start
             log.exception("cannot record the failure of an edit", edit_id=record.id)
             return Status.FAILED
-
-
-def _base(live: Live, record: EditRecord) -> View:
-    """What stays live beside the edit: everything but the edit it supersedes."""
-    alive = live.alive.clone()
-    if record.draft.supersedes is not None:
-        alive[list(live.patches_of(record.draft.supersedes))] = False
-    return View(live.revision, live.overlay, alive, live.edit_ids)
 
 
 def _rows(answers: list[Answer], wanted: int) -> Rows:

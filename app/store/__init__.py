@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, inspect, select
 
 from app.store import changes
 from app.store.archive import Archive
@@ -118,6 +118,14 @@ class Store:
         Raises Unavailable if the database cannot be reached, UnsupportedDatabase if it holds something else.
         """
         self._database.migrate()
+
+    def holds(self, identity: ModelIdentity) -> bool:
+        """Whether there is a ledger of this model. Makes nothing that is not there."""
+        if not self._database.exists:
+            return False
+        with self._database.reading() as connection:
+            known = select(models.c.id).where(models.c.fingerprint == identity.fingerprint)
+            return inspect(connection).has_table(models.name) and connection.scalar(known) is not None
 
     def ledger(self, identity: ModelIdentity) -> Ledger:
         """The ledger of the model with that fingerprint; a new one starts with revision 0."""

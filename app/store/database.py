@@ -57,6 +57,11 @@ class Database:
     def is_postgresql(self) -> bool:
         return self._url.get_backend_name() == "postgresql"
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything to connect to; to connect to a missing SQLite file would make it."""
+        return self.is_postgresql or Path(str(self._url.database)).exists()
+
     def __str__(self) -> str:
         return self._url.render_as_string(hide_password=True)
 
