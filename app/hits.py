@@ -29,8 +29,15 @@ class Hits:
     async def write(self) -> None:
         """Bring the counts to the store."""
         counts, self._counts = self._counts, {}
-        if counts:
+        if not counts:
+            return
+        try:
             await asyncio.to_thread(self._ledger.record_hits, counts)
+        except Exception:
+            for edit_id, (count, at) in counts.items():
+                counted, last = self._counts.get(edit_id, (0, at))
+                self._counts[edit_id] = (count + counted, last)
+            raise
 
     async def write_every(self, seconds: float) -> None:
         """Write every so often, until cancelled."""

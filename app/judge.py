@@ -151,17 +151,18 @@ class Judge:
     def _others(self, now: _Standing, labels: Tensor, exempt: Exemption) -> Gate:
         """Every other live edit that held still holds."""
         guard = len(self._memory.guard)
-        judged = [
-            (edit_id, guard + index)
-            for index, edit_id in enumerate(now.edit_ids)
-            if edit_id not in exempt.edit_ids and now.labels[guard + index] == now.wanted[guard + index]
-        ]
+        judged = now.labels[guard:] == now.wanted[guard:]
+        judged[[index for index, edit_id in enumerate(now.edit_ids) if edit_id in exempt.edit_ids]] = False
+        broken = judged & (labels[guard:] != now.wanted[guard:])
         failures = [
-            {"edit_id": edit_id, "wanted": self._label(now.wanted[row]), "now": self._label(labels[row])}
-            for edit_id, row in judged
-            if labels[row] != now.wanted[row]
+            {
+                "edit_id": now.edit_ids[index],
+                "wanted": self._label(now.wanted[guard + index]),
+                "now": self._label(labels[guard + index]),
+            }
+            for index in broken.nonzero().flatten().tolist()
         ]
-        return Gate.share("other_edits_hold", len(judged), required=1.0, failures=failures)
+        return Gate.share("other_edits_hold", int(judged.sum()), required=1.0, failures=failures)
 
     def _guard(self, now: _Standing, labels: Tensor, exempt: Exemption) -> Gate:
         """The guard answers as the unedited model does."""

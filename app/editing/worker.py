@@ -17,7 +17,7 @@ import torch
 from app.editing.outcome import Answers, Encoded, own_gates
 from app.editing.workshop import Workshop
 from app.engine import Answer, Live, View
-from app.errors import ConflictingEdit
+from app.errors import ConflictingEdit, Unavailable
 from app.judge import Judged, Verdict
 from app.observe import Metrics
 from app.store import EditRecord, Evidence, HeadMoved, Learned, QueueLock, Status
@@ -70,6 +70,7 @@ class Worker:
         self._rounds = rounds
         self._wake = asyncio.Event()
         self._stopping = False
+        self._abandoned = False  # whether an edit was left in work here because its end could not be recorded
         self._cancelled: set[str] = set()
 
     def wake(self) -> None:
@@ -101,11 +102,14 @@ class Worker:
     async def _holds(self, lock: QueueLock) -> bool:
         """Whether this process may work the queue; takes up what a dead process left when it comes to it."""
         try:
-            if await asyncio.to_thread(lock.held):
+            held = await asyncio.to_thread(lock.held)
+            if held and not self._abandoned:
                 return True
-            if not await asyncio.to_thread(lock.try_acquire):
+            if not held and not await asyncio.to_thread(lock.try_acquire):
                 return False
+            self._abandoned = True  # until it is known that nothing is
             requeued = await asyncio.to_thread(self._shop.ledger.requeue_abandoned)
+            self._abandoned = False
         except Exception:  # the job boundary: the database may be away for a while
             log.exception("cannot look after the queue")
             return False
@@ -122,15 +126,25 @@ class Worker:
             return False
         self._shop.listeners.tell(record.id)
         try:
-            status = await self._work_on(record)
-        except Exception as error:  # the job boundary: recorded, and the next edit is taken
-            log.exception("an edit failed", edit_id=record.id)
-            status = await self._fail(record, f"The service failed: {type(error).__name__}: {error}")
+            status = await self._work_on_or_fail(record)
+        except Unavailable as error:  # it is queued again as soon as the database answers
+            log.warning("an edit is left in work", edit_id=record.id, reason=str(error))
+            self._abandoned = True
+            return False
         self._cancelled.discard(record.id)
         self._metrics.edits.labels(status.value).inc()
         self._shop.listeners.tell(record.id)
         log.info("edit done", edit_id=record.id, status=status.value)
         return True
+
+    async def _work_on_or_fail(self, record: EditRecord) -> Status:
+        try:
+            return await self._work_on(record)
+        except Unavailable:
+            raise
+        except Exception as error:  # the job boundary: recorded, and the next edit is taken
+            log.exception("an edit failed", edit_id=record.id)
+            return await self._fail(record, f"The service failed: {type(error).__name__}: {error}")
 
     async def _work_on(self, record: EditRecord) -> Status:
         while True:  # until no other process moved the head meanwhile
@@ -265,11 +279,7 @@ class Worker:
         return status if done else Status.CANCELLED
 
     async def _fail(self, record: EditRecord, reason: str) -> Status:
-        try:
-            return await self._finish(record, Status.FAILED, Evidence(failure=reason))
-        except Exception:  # the job boundary: the edit stays in work and is taken up again at the next start
-            log.exception("cannot record the failure of an edit", edit_id=record.id)
-            return Status.FAILED
+        return await self._finish(record, Status.FAILED, Evidence(failure=reason))
 
 
 def _rows(answers: list[Answer], wanted: int) -> Rows:
