@@ -34,6 +34,10 @@ class Moments:
         centred = (queries - mean).float()  # the products are off by 1e-6, far below any ridge
         return cls(mean, (centred.T @ centred).double() / count)
 
+    def about_origin(self) -> Moments:
+        """The same rows seen from zero instead of their mean."""
+        return Moments(torch.zeros_like(self.mean), self.covariance + torch.outer(self.mean, self.mean))
+
     def solve(self, deviations: Tensor, *, ridge: float) -> Tensor:
         """(C + ridge * mean eigenvalue * I)^-1 applied to each row: (n, hidden) -> (n, hidden), float64."""
         factor = self._factors.get(ridge)

@@ -26,6 +26,8 @@ from editors.types import Fit, Problem, Rows, Step
 
 LOWEST_THRESHOLD = 0.3
 HIGHEST_THRESHOLD = 0.97
+AT_THE_MEAN = 1e-6
+"""How near to the mean a query counts as the mean itself, in units of its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class _Gate:
 
 def fit(problem: Problem, options: Options) -> Fit:
     """Neurons until every row of the edit is right. Raises FitFailed."""
-    moments = problem.moments or Moments.of(problem.memory.queries)
+    moments = _apart_from(problem.edit.queries, problem.moments or Moments.of(problem.memory.queries))
 
     def fit_neuron(rows: Rows, steps: int) -> Generator[Step, None, Trained]:
         rows, gate = _gated(rows, problem, moments, options)
@@ -59,6 +61,12 @@ def fit(problem: Problem, options: Options) -> Fit:
         return Trained(neuron, fitted.steps, fitted.missing)
 
     return fit_in_rounds(problem, options.max_neurons, fit_neuron)
+
+
+def _apart_from(queries: Tensor, moments: Moments) -> Moments:
+    """The moments; about the origin if a row of the edit is their mean, from which no key could tell it then."""
+    distances = (queries.double() - moments.mean).norm(dim=-1)
+    return moments if (distances > AT_THE_MEAN * queries.double().norm(dim=-1)).all() else moments.about_origin()
 
 
 def _gated(rows: Rows, problem: Problem, moments: Moments, options: Options) -> tuple[Rows, _Gate]:

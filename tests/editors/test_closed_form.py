@@ -171,3 +171,9 @@ def test_a_gelu_neuron_leads_by_the_same_margin(problem: Problem) -> None:
     others = logits[torch.arange(LABELS) != problem.edit.labels[0]]
     assert float(logits[problem.edit.labels[0]] - others.max()) == pytest.approx(2.5, rel=GAIN + 1e-3)
     assert len(fitted.tensors["biases"]) == 1
+
+
+def test_an_edit_that_is_the_mean_of_the_memory_still_gets_a_patch() -> None:
+    edit = wrong(1, seed=1)
+    alone = Problem(edit, rows(0, seed=2), readout, moments=Moments.of(edit.queries))
+    assert _served(solve(alone), edit).argmax(-1).tolist() == edit.labels.tolist()
