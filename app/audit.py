@@ -37,11 +37,11 @@ async def audit(ledger: Ledger, engine: Engine, follower: Follower) -> list[Find
 
 
 async def _answered_again(record: EditRecord, engine: Engine) -> Finding:
-    """The edit's input under the revision in which it went live."""
+    """The edit's input under the revision for which its answer was recorded: when it was last judged to go live."""
     assert record.after is not None
-    assert record.revision is not None
+    judged = [row.detail["revision"] for row in record.history if row.event in ("live", "reapplied")][-1]
     encoded = Encoded.of(engine.model, record.draft)
-    now = (await Answers.under(engine, encoded, engine.live.view(as_of=record.revision))).prediction
+    now = (await Answers.under(engine, encoded, engine.live.view(as_of=judged))).prediction
     then = record.after["prediction"]
     same = now.label == then["label"] and abs(now.score - then["score"]) <= TOLERANCE
     said = f"{then['label']} ({then['score']:.6f})"

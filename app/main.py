@@ -65,6 +65,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[BaseException], None
         summary="Report a mistake of a deployed model, and have it corrected.",
         version=metadata.version("errata"),
         lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.state.service = Service(metrics=Metrics(), settings=settings)
     add_routes(app, settings)

@@ -127,6 +127,10 @@ class Memory:
         """The inputs of these edits, by `input_key`."""
         return frozenset(self._input_keys[edit_id] for edit_id in edit_ids)
 
+    def __len__(self) -> int:
+        """How many rows `base` gives now."""
+        return min(len(self.known) + (len(self.traffic) if self.traffic is not None else 0), self._limit)
+
     def base(self) -> Rows:
         """What the model gets right by itself: the memory file's rows, then traffic, up to the limit."""
         traffic = self.traffic.rows() if self.traffic is not None else None

@@ -13,7 +13,16 @@ from app.editing.outcome import Answers, Encoded, own_gates
 from app.editing.worker import Worker
 from app.editing.workshop import Workshop
 from app.engine import Live, View
-from app.errors import Conflict, EditRejected, NotLive, NotReverted, RevisionMoved
+from app.errors import (
+    Conflict,
+    EditRejected,
+    NotFound,
+    NotLive,
+    NotReverted,
+    RevisionMoved,
+    UnknownEdit,
+    Unprocessable,
+)
 from app.hits import Hits
 from app.inputs import input_key
 from app.judge import Exemption, Verdict
@@ -66,6 +75,7 @@ class Editing:
         """Queue the correction of a mistake. What is returned is stored: it survives any crash."""
         draft = self._draft(report)
         await asyncio.to_thread(Encoded.of, self._shop.engine.model, draft)  # refuses texts that are too long
+        await self._check_supersedes(draft)
         accepted = await asyncio.to_thread(
             self._shop.ledger.accept, draft, actor=actor, limit=self._max_queued, key=key, if_match=if_match
         )
@@ -175,6 +185,17 @@ class Editing:
             await self._shop.follower.catch_up()
             return revision
 
+    async def _check_supersedes(self, draft: Draft) -> None:
+        """An edit replaces what stands at its own input. Raises Unprocessable, UnknownEdit."""
+        if draft.supersedes is None:
+            return
+        try:
+            former = (await asyncio.to_thread(self._shop.ledger.edit, draft.supersedes)).draft
+        except NotFound as error:
+            raise UnknownEdit(error.detail) from error
+        if former.input_key != draft.input_key:
+            raise Unprocessable(f"supersedes: edit {draft.supersedes} corrects another input: {former.input!r}.")
+
     def _draft(self, report: Report) -> Draft:
         """The report as it is stored. Raises UnknownLabel, UnknownEditor and BadOptions."""
         self._shop.engine.model.label_index(report.target)
@@ -201,8 +222,8 @@ class Editing:
         return live
 
     async def _cancel(self, edit_id: str, *, actor: str, reason: str) -> EditRecord:
-        self._worker.cancel(edit_id)
         record = await asyncio.to_thread(self._shop.ledger.cancel, edit_id, actor=actor, reason=reason)
+        self._worker.cancel(edit_id)
         self._shop.listeners.tell(edit_id)
         return record
 

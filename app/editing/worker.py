@@ -29,6 +29,11 @@ from editors.types import Fitted, Header, Patch, Problem, Rows, Step
 IDLE_SECONDS = 1.0
 """How long the worker rests between two looks at an empty queue that nobody told it of."""
 
+NO_CONFLICT = "no_conflict"
+"""The gate of an edit whose input got another answer, by an edit that went live first."""
+MOST_ATTEMPTS = 20
+"""How often an edit is begun anew because something else changed the revision while it was worked on."""
+
 log = structlog.get_logger()
 
 
@@ -71,15 +76,16 @@ class Worker:
         self._wake = asyncio.Event()
         self._stopping = False
         self._abandoned = False  # whether an edit was left in work here because its end could not be recorded
-        self._cancelled: set[str] = set()
+        self._in_hand: str | None = None
+        self._cancelled = False  # whether the edit in hand was
 
     def wake(self) -> None:
         """There is an edit in the queue."""
         self._wake.set()
 
     def cancel(self, edit_id: str) -> None:
-        """Stop fitting this edit, if it is being fitted here."""
-        self._cancelled.add(edit_id)
+        """Stop fitting this edit, if it is in hand here."""
+        self._cancelled = self._cancelled or edit_id == self._in_hand
 
     def stop(self) -> None:
         """Finish the edit in hand, leave the rest queued."""
@@ -125,13 +131,13 @@ class Worker:
         if record is None:
             return False
         self._shop.listeners.tell(record.id)
+        self._in_hand, self._cancelled = record.id, False
         try:
             status = await self._work_on_or_fail(record)
         except Unavailable as error:  # it is queued again as soon as the database answers
             log.warning("an edit is left in work", edit_id=record.id, reason=str(error))
             self._abandoned = True
             return False
-        self._cancelled.discard(record.id)
         self._metrics.edits.labels(status.value).inc()
         self._shop.listeners.tell(record.id)
         log.info("edit done", edit_id=record.id, status=status.value)
@@ -147,11 +153,11 @@ class Worker:
             return await self._fail(record, f"The service failed: {type(error).__name__}: {error}")
 
     async def _work_on(self, record: EditRecord) -> Status:
-        while True:  # until no other process moved the head meanwhile
+        for _ in range(MOST_ATTEMPTS):
             try:
                 return await self._attempt(record)
             except HeadMoved:
-                log.info("the revision moved on, judging again", edit_id=record.id)
+                log.info("the revision moved on, fitting and judging again", edit_id=record.id)
             except Cancelled:
                 return Status.CANCELLED
             except ConflictingEdit as error:
@@ -159,9 +165,11 @@ class Worker:
                 return await self._finish(record, Status.REJECTED, evidence)
             except EditorError as error:
                 return await self._fail(record, str(error))
+        return await self._fail(record, f"The revision moved on during each of {MOST_ATTEMPTS} attempts.")
 
     async def _attempt(self, record: EditRecord) -> Status:
         attempt = await self._capture(record)
+        _check_conflicts(attempt)
         if attempt.before.prediction.label == record.draft.target:
             before = attempt.before.as_json()
             return await self._finish(record, Status.NOT_NEEDED, Evidence(before=before, after=before))
@@ -229,7 +237,7 @@ class Worker:
         edit_id = attempt.record.id
 
         def on_slice(step: Step) -> None:
-            if edit_id in self._cancelled:
+            if self._cancelled:
                 raise Cancelled
             progress = {"round": round_number, "step": step.number, "loss": step.loss, "losses": dict(step.losses)}
             loop.call_soon_threadsafe(self._shop.listeners.tell, edit_id, progress)
@@ -280,6 +288,14 @@ class Worker:
 
     async def _fail(self, record: EditRecord, reason: str) -> Status:
         return await self._finish(record, Status.FAILED, Evidence(failure=reason))
+
+
+def _check_conflicts(attempt: _Attempt) -> None:
+    """Raise ConflictingEdit if an edit that wants another answer for the same input went live since the report."""
+    draft = attempt.record.draft
+    found = attempt.live.conflicting(draft.input_key, draft.target, besides=draft.supersedes)
+    if found:
+        raise ConflictingEdit(f"Another answer for this input is live: {', '.join(found)}.", found)
 
 
 def _rows(answers: list[Answer], wanted: int) -> Rows:
@@ -340,5 +356,5 @@ def _fit_record(candidate: _Candidate) -> dict[str, Any]:
 
 def _conflict_verdict(error: ConflictingEdit) -> dict[str, Any]:
     failures = [{"edit_id": edit_id} for edit_id in error.members["conflicts"]]
-    gate = {"name": "no_conflict", "measured": 0.0, "required": 1.0, "passed": False, "failures": failures}
+    gate = {"name": NO_CONFLICT, "measured": 0.0, "required": 1.0, "passed": False, "failures": failures}
     return {"passed": False, "gates": [gate]}

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from editors.types import Firing, Readout
 
 T = TypeVar("T")
 
+TOKENIZING_THREADS = 2
 PADDING_ALLOWED = 1.5
 """A forward pass takes rows of up to this times its shortest row, plus a few tokens."""
 
@@ -88,6 +90,8 @@ class Engine:
         self._live = live
         self._metrics = metrics
         self._lock = threading.Lock()
+        # of its own, so that threads that wait for the database keep no prediction waiting
+        self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
         self._device: DeviceThread[_Row] = DeviceThread(self._run, max_batch=max_batch, fit_share=fit_share)
 
     @property
@@ -124,6 +128,10 @@ class Engine:
             raise Unavailable("The service is stopping.") from stopped
         return await done
 
+    async def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Token ids of each text, computed in a thread. Raises InputTooLong."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.model.encode, texts)
+
     async def call(self, work: Callable[[], T]) -> T:
         """Run a short piece of work on the device thread."""
         return await asyncio.wrap_future(self._device.call(work))
@@ -135,6 +143,7 @@ class Engine:
     def close(self) -> None:
         """Answer what waits, then stop."""
         self._device.close()
+        self._tokenizing.shutdown()
 
     def _run(self, rows: Sequence[_Row]) -> None:
         for group in _similar(rows):

@@ -71,6 +71,15 @@ class Live:
         """The numbers of an edit's patches; none for an edit that never went live."""
         return self._patches.get(edit_id, ())
 
+    def conflicting(self, input_key: str, target: str, *, besides: str | None) -> list[str]:
+        """The live edits, other than `besides`, that want another answer for an input."""
+        alive = (self.entries[number] for number in self.alive.nonzero().flatten().tolist())
+        return [
+            entry.edit_id
+            for entry in alive
+            if entry.input_key == input_key and entry.target != target and entry.edit_id != besides
+        ]
+
     def live_edits(self) -> list[str]:
         """The edits that are live, in ledger order."""
         return [self.edit_ids[number] for number in self.alive.nonzero().flatten().tolist()]

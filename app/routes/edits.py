@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -16,8 +17,9 @@ from pydantic import ValidationError
 from app.editing import Editing as EditingPart
 from app.editing import Report
 from app.editing.editing import rejection
-from app.errors import BadRequest, EditCancelled, EditFailed, ServiceError, translate
-from app.routes.problems import problem, problems
+from app.editing.worker import NO_CONFLICT
+from app.errors import BadRequest, ConflictingEdit, EditCancelled, EditFailed, ServiceError, translate
+from app.routes.problems import invalid, problem, problems
 from app.routes.schemas import EditId, EditIn, EditOut, EditsOut, Note, check_texts
 from app.routes.service import Actor, Editing, Engine, IfMatch, Ledger, ServiceOf, SettingsOf, Wait
 from app.settings import Settings
@@ -75,7 +77,10 @@ async def report(
     if_match: IfMatch,
     key: Key = None,
 ) -> EditOut:
-    """Report a mistake. The answer comes at once, or, with `Prefer: wait`, when the edit has ended."""
+    """Report a mistake. The answer comes at once, or, with `Prefer: wait`, when the edit has ended.
+
+    `If-Match` is checked as the report is accepted, not again when the edit goes live.
+    """
     accepted = await editing.report(
         _report(body, settings),
         actor=actor,
@@ -93,7 +98,9 @@ async def report(
 
 @router.get("", responses=problems())
 async def list_edits(
+    response: Response,
     ledger: Ledger,
+    engine: Engine,
     settings: SettingsOf,
     status: Annotated[Status | None, Query()] = None,
     editor: Annotated[str | None, Query(max_length=100, pattern=r"^[^\x00]*$")] = None,
@@ -105,6 +112,7 @@ async def list_edits(
     page = await asyncio.to_thread(
         ledger.edits, status=status, editor=editor, q=q, limit=min(limit, settings.max_page), cursor=cursor
     )
+    response.headers["X-Model-Revision"] = str(engine.live.revision)
     return EditsOut(items=[EditOut.of(record) for record in page.items], next_cursor=page.next_cursor)
 
 
@@ -141,8 +149,9 @@ async def export_edits(ledger: Ledger, engine: Engine) -> StreamingResponse:
 @router.get("/{edit_id}", responses=problems(404))
 async def show(edit_id: Id, response: Response, editing: Editing, engine: Engine) -> EditOut:
     """The audit record: what was wrong, what was learned, how it was judged, what happened since."""
+    record = await editing.record(edit_id)
     response.headers["X-Model-Revision"] = str(engine.live.revision)
-    return EditOut.of(await editing.record(edit_id))
+    return EditOut.of(record)
 
 
 @router.get("/{edit_id}/patch", responses={**problems(404), 200: {"content": {SAFETENSORS: {}}}})
@@ -172,7 +181,7 @@ async def revert(
     """Take the edit's patch out of service. The record stays; a new revision is made."""
     record, verdict = await editing.revert(edit_id, actor=actor, reason=reason, if_match=if_match)
     response.headers["X-Model-Revision"] = str(engine.live.revision)
-    return EditOut.of(record, verdict=verdict)
+    return EditOut.of(replace(record, verdict=verdict))
 
 
 @router.post("/{edit_id}/reapply", responses=problems(404, 409, 412))
@@ -212,12 +221,22 @@ def _outcome(record: EditRecord) -> int:
     if record.status in IN_WORK:
         return 202
     if record.status is Status.REJECTED:
-        raise rejection(record.id, record.verdict or {"gates": []})
+        raise _rejection(record)
     if record.status is Status.FAILED:
         raise EditFailed(record.failure or "The fit failed.", edit_id=record.id)
     if record.status is Status.CANCELLED:
         raise EditCancelled(f"Edit {record.id} was cancelled.", edit_id=record.id)
-    return 200 if record.status in (Status.NOT_NEEDED, Status.DRY_RUN) else 201
+    return 201 if record.status is Status.LIVE else 200
+
+
+def _rejection(record: EditRecord) -> ServiceError:
+    verdict = record.verdict or {"gates": []}
+    for gate in verdict["gates"]:
+        if gate["name"] == NO_CONFLICT:
+            ids = [failure["edit_id"] for failure in gate["failures"]]
+            detail = f"Another answer for this input went live first: {', '.join(ids)}."
+            return ConflictingEdit(f"{detail} Name that edit in `supersedes` to replace it.", ids)
+    return rejection(record.id, verdict)
 
 
 def _as_report(record: EditRecord) -> dict[str, Any]:
@@ -242,9 +261,7 @@ async def _import_line(line: bytes, editing: EditingPart, settings: Settings, ac
         record = await editing.wait(accepted.edit_id, float("inf"))
         _outcome(record)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        return _import_problem(BadRequest(f"{where + ': ' if where else ''}{first['msg']}."))
+        return _import_problem(invalid(error.errors()))
     except ServiceError as error:
         return _import_problem(error)
     except EditorError as error:

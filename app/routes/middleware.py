@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from uuid import uuid4
 
 import structlog
+from anyio import BrokenResourceError, ClosedResourceError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLarge
+from app.errors import BodyTooLarge, ServiceError
 from app.observe import Metrics
 from app.routes.problems import problem
 
 log = structlog.get_logger()
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that metrics tell apart; a client may send any word."""
 
 
 class RequestContext:
@@ -30,7 +34,7 @@ class RequestContext:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else uuid4().hex
-        status = 500
+        status: int | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -42,13 +46,30 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except Exception as error:
+                if _reader_has_gone(error):
+                    log.debug("the client went away", path=scope["path"])
+                elif status is not None:
+                    raise
+                else:
+                    log.exception("a request failed", path=scope["path"])
+                    failure = ServiceError("The service failed to answer this request; its log says why.")
+                    await problem(failure)(scope, receive, send_with_id)
             finally:
-                self._account(scope, status)
+                self._account(scope, status or 500)
 
     def _account(self, scope: Scope, status: int) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.requests.labels(method, route, str(status)).inc()
         log.debug("request", method=scope["method"], path=scope["path"], status=status)
+
+
+def _reader_has_gone(error: BaseException) -> bool:
+    """Whether this is all that a stream says when its reader has closed the connection."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_reader_has_gone(each) for each in error.exceptions)
+    return isinstance(error, BrokenResourceError | ClosedResourceError)
 
 
 class BoundedBody:

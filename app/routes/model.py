@@ -60,7 +60,7 @@ async def show(response: Response, service: ServiceOf) -> ModelOut:
         site=model.site.name,
         revision=live.revision,
         live_edits=int(live.alive.sum()),
-        memory_rows=len(parts.memory.base()),
+        memory_rows=len(parts.memory),
         memory_left_out=parts.memory.known.wrong,
         guard_rows=len(parts.memory.guard),
         editors=[_editor_out(editor, settings) for editor in parts.editors.values()],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from asyncio import to_thread
-
 from fastapi import APIRouter, Response
 
 from app.engine import Answer, View
@@ -24,7 +22,7 @@ async def predict(body: PredictIn, response: Response, service: ServiceOf) -> Pr
     check_texts(body.inputs, "inputs", at_most=settings.max_inputs, settings=settings)
     view = _view(engine, body)
     with service.metrics.predict_seconds.time():
-        encodings = await to_thread(engine.model.encode, body.inputs)
+        encodings = await engine.encode(body.inputs)
         answers = await engine.answer(encodings, view, remember=body.edits == "on" and body.as_of is None)
         bases = await _bases(engine, encodings) if body.explain else [None] * len(answers)
         predictions = _decoded(engine, answers)

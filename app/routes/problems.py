@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -77,20 +77,17 @@ def add_problem_handlers(app: FastAPI) -> None:
         return problem(translate(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(_invalid([_error_at(each) for each in error.errors()]))
+    async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(invalid(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         return problem(_of_http(request, error))
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("a request failed", path=request.url.path, exc_info=error)
-        return problem(ServiceError("The service failed to answer this request; its log says why."))
 
-
-def _invalid(errors: list[dict[str, Any]]) -> ServiceError:
+def invalid(found: Sequence[Mapping[str, Any]]) -> ServiceError:
+    """What pydantic found wrong, as an error that names the places."""
+    errors = [_error_at(error) for error in found]
     if any(error["type"] == "json_invalid" for error in errors):
         return BadRequest(f"The body is not JSON: {errors[0]['msg']}.")
     shown = [{"loc": error["loc"], "msg": error["msg"]} for error in errors]
@@ -103,7 +100,8 @@ def _error_at(error: Mapping[str, Any]) -> dict[str, Any]:
     """Pydantic's message, where it would show a pattern in words."""
     context = error.get("ctx", {})
     if error["type"] == "string_pattern_mismatch":
-        msg = "Must hold more than white space, and no NUL character"
+        is_id = "[0-9a-f]{12}" in context.get("pattern", "")
+        msg = "Must be the id of an edit" if is_id else "Must hold more than white space, and no NUL character"
     elif error["type"] == "json_invalid":
         msg = str(context.get("error", error["msg"]))
     else:

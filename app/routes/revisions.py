@@ -18,13 +18,16 @@ Number = Annotated[RevisionNumber, Path()]
 
 @router.get("", responses=problems())
 async def list_revisions(
+    response: Response,
     ledger: Ledger,
+    engine: Engine,
     settings: SettingsOf,
     limit: Annotated[int, Query(ge=1)] = 50,
     cursor: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")] = None,
 ) -> RevisionsOut:
     """Revisions, newest first."""
     page = await asyncio.to_thread(ledger.revisions, limit=min(limit, settings.max_page), cursor=cursor)
+    response.headers["X-Model-Revision"] = str(engine.live.revision)
     return RevisionsOut(items=[RevisionOut.of(record) for record in page.items], next_cursor=page.next_cursor)
 
 

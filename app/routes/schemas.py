@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -168,8 +167,7 @@ class EditOut(BaseModel):
     history: list[HistoryOut]
 
     @classmethod
-    def of(cls, record: EditRecord, *, verdict: Mapping[str, Any] | None = None) -> EditOut:
-        """The record, with another verdict in place of its own where one is given."""
+    def of(cls, record: EditRecord) -> EditOut:
         draft = record.draft
         return cls.model_validate(
             {
@@ -179,7 +177,6 @@ class EditOut(BaseModel):
                 "options": dict(draft.options),
                 "rephrases": list(draft.rephrases),
                 "keep": list(draft.keep),
-                "verdict": verdict or record.verdict,
                 "patch": record.patch and {name: getattr(record.patch, name) for name in PatchOut.model_fields},
                 "hits": {"count": record.hits, "last_at": record.last_hit_at},
                 "history": [HistoryOut.of(row) for row in record.history],
@@ -198,6 +195,7 @@ _OF_RECORD = (
     "reverted_revision",
     "before",
     "after",
+    "verdict",
     "fit",
     "failure",
 )

@@ -80,10 +80,11 @@ class Queue(Scope):
             return archive.read(connection, self._model, edit_id)
 
     def judging(self, edit_id: str) -> bool:
-        """The fit is over. False if the edit is no longer in work."""
+        """The fit is over. False if the edit is no longer in work; one that is judged again stays as it is."""
         with self._writing() as connection:
-            if edit_row(connection, self._model, edit_id).status != Status.FITTING:
-                return False
+            status = edit_row(connection, self._model, edit_id).status
+            if status != Status.FITTING:
+                return bool(status == Status.JUDGING)
             move(connection, self._model, Happening(Event.JUDGING, SERVICE, datetime.now(UTC), {}), [edit_id])
             return True
 

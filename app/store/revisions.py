@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from app.errors import NotLive, NotReverted
+from app.errors import ConflictingEdit, NotLive, NotReverted
 from app.store import changes, patches
 from app.store.archive import cursor_number, evidence_values
 from app.store.canonical import digest
@@ -130,6 +130,9 @@ class Revisions(Scope):
             if edit.status != Status.REVERTED:
                 raise NotReverted(f"The edit {edit_id} is {edit.status}; only a reverted edit can be applied again.")
             check_conflicts(connection, self._model, edit, besides={edit_id, edit.supersedes})
+            above = successor(connection, edit_id)
+            if above is not None:
+                raise ConflictingEdit(f"The edit {above} is live, and supersedes the edit {edit_id}.", [above])
             self._check_head(connection, expected_head)
             opened = patches.of_edits(connection, self._model, [edit_id])
             below = self._live_below(connection, edit)

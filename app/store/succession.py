@@ -68,11 +68,11 @@ def successor(connection: Connection, edit_id: str, *, besides: str | None = Non
         rows = connection.execute(
             select(edits.c.id, edits.c.status)
             .join(patches, patches.c.edit_id == edits.c.id)
-            .where(edits.c.supersedes.in_(asked), edits.c.id != (besides or ""))
+            .where(edits.c.supersedes.in_(asked))
             .order_by(edits.c.number)
         ).all()
         for row in rows:
-            if row.status == Status.LIVE:
+            if row.status == Status.LIVE and row.id != besides:
                 return str(row.id)
         asked = [row.id for row in rows]
     return None

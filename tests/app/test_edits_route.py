@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from app.settings import Settings
 from tests.app.conftest import Caller, sentence, started
+from tests.deployed import LABELS
 
 NOBODY = "01a00000-0000-7000-8000-000000000000"
 
@@ -241,7 +243,7 @@ def test_a_bad_line_of_an_import_is_reported_and_the_others_go_on(caller: Caller
         (1, "live"),
         (2, "malformed_request"),
         (3, "unknown_label"),
-        (5, "malformed_request"),
+        (5, "invalid_request"),
         (6, "not_needed"),
         (7, "malformed_request"),
     ]
@@ -345,14 +347,66 @@ def server_sent(client: TestClient, edit_id: str, after: str | None = None) -> I
             yield {**fields, "data": json.loads(fields["data"])}
 
 
-def test_excluding_shows_what_a_revert_does_even_where_the_replaced_edit_cannot_come_back(caller: Caller) -> None:
+def test_an_edit_cannot_supersede_one_of_another_input(caller: Caller) -> None:
     first = caller.edit(sentence(1))
-    second = caller.edit(sentence(2), caller.mistaken(sentence(2)), supersedes=first["id"])
-    bare = caller.label(sentence(1), edits="off")
-    other = next(label for label in ("red", "green", "blue") if label not in (first["target"], bare))
-    caller.edit(sentence(1), other)
-    probes = [sentence(number) for number in range(6)]
-    shown = caller.predict(*probes, exclude=[second["id"]])
-    assert caller.client.delete(f"/edits/{second['id']}").status_code == 200
-    assert caller.predict(*probes) == shown
-    assert caller.client.get(f"/edits/{first['id']}").json()["status"] == "reverted"
+    body = {"input": sentence(2), "target": caller.mistaken(sentence(2)), "supersedes": first["id"]}
+    answer = caller.client.post("/edits", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert caller.label(sentence(1)) == first["target"]
+
+
+def test_an_edit_whose_revision_moves_on_while_it_is_worked_on_still_ends(caller: Caller) -> None:
+    """Another change is made exactly between its judgement and its commit."""
+    other = caller.edit(sentence(5))
+    ledger = caller.client.app.state.service.parts.ledger  # type: ignore[attr-defined]
+    commit, moved = ledger.commit, []
+
+    def commit_too_late(*args: Any, **kwargs: Any) -> Any:
+        if not moved:
+            moved.append(ledger.revert(other["id"], actor="x", reason="", verdict={}, expected_head=ledger.head()))
+        return commit(*args, **kwargs)
+
+    ledger.commit = commit_too_late
+    edit = caller.edit(sentence(1))
+    assert moved
+    assert (edit["status"], edit["revision"]) == ("live", 3)
+    assert [row["event"] for row in edit["history"]].count("judging") == 1
+
+
+def test_of_conflicting_reports_at_once_one_goes_live_and_the_others_name_it(caller: Caller) -> None:
+    wanted = [label for label in LABELS if label != caller.label(sentence(1))]
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        answers = list(
+            pool.map(
+                lambda target: caller.client.post(
+                    "/edits", json={"input": sentence(1), "target": target}, headers={"Prefer": "wait=60"}
+                ),
+                wanted,
+            )
+        )
+    assert sorted(answer.status_code for answer in answers) == [201, 409, 409]
+    (live,) = [answer.json()["id"] for answer in answers if answer.status_code == 201]
+    refused = [answer.json() for answer in answers if answer.status_code == 409]
+    assert [(problem["code"], problem["conflicts"]) for problem in refused] == [("conflicting_edit", [live])] * 2
+
+
+def test_a_replay_of_a_report_that_was_reverted_since_is_no_creation(caller: Caller) -> None:
+    body = {"input": sentence(1), "target": caller.mistaken(sentence(1))}
+    headers = {"Idempotency-Key": "k", "Prefer": "wait=60"}
+    edit = caller.client.post("/edits", json=body, headers=headers).json()
+    caller.client.delete(f"/edits/{edit['id']}")
+    replay = caller.client.post("/edits", json=body, headers=headers)
+    assert (replay.status_code, replay.json()["status"]) == (200, "reverted")
+
+
+def test_even_a_failure_carries_the_id_of_its_request(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("app.routes.edits.EditOut.of", broken)
+    edits = caller.client.get("/edits")
+    assert edits.status_code == 200
+    body = {"input": sentence(1), "target": caller.mistaken(sentence(1))}
+    answer = caller.client.post("/edits", json=body, headers={"X-Request-ID": "mine"})
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert answer.headers["X-Request-ID"] == "mine"

@@ -62,3 +62,15 @@ def test_a_database_without_this_model_is_said_to_be_so(edited: Settings, tmp_pa
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, tiny_model: Path) -> None:
     assert broken(settings_in(tmp_path, tiny_model))
     assert not (tmp_path / "errata.db").exists()
+
+
+def test_an_edit_that_a_restore_brought_back_beside_another_is_in_order(settings: Settings) -> None:
+    with started(settings) as client:
+        caller = Caller(client)
+        first = caller.edit(sentence(1))
+        client.delete(f"/edits/{first['id']}")
+        second = caller.edit(sentence(1), first["target"])
+        both = client.post(f"/edits/{first['id']}/reapply").json()["revision"]
+        client.delete(f"/edits/{second['id']}")
+        assert client.post(f"/revisions/{both}/restore").status_code == 201
+    assert broken(settings) == []

@@ -348,3 +348,32 @@ def test_a_revision_of_the_listing_is_the_revision_itself(ledger: Ledger) -> Non
 def test_revisions_refuse_a_cursor_that_no_page_gave(ledger: Ledger) -> None:
     with pytest.raises(Unprocessable, match="'no cursor'"):
         ledger.revisions(cursor="no cursor")
+
+
+def test_an_edit_below_a_live_one_cannot_be_reapplied(ledger: Ledger) -> None:
+    first = live(ledger, target="a")
+    second = live(ledger, target="b", supersedes=first)
+    third = live(ledger, text="another input", target="c", supersedes=second)
+    for edit_id in (third, second):
+        revert(ledger, edit_id)
+    reapply(ledger, third)
+    revert(ledger, first)
+    with pytest.raises(ConflictingEdit, match=third):
+        reapply(ledger, second)
+
+
+def test_a_superseded_edit_does_not_come_back_below_one_that_supersedes_it_through_others(ledger: Ledger) -> None:
+    first = live(ledger, target="a")
+    second = live(ledger, target="b", supersedes=first)
+    third = live(ledger, text="another input", target="c", supersedes=second)
+    restore(ledger, 2)
+    restore(ledger, 3)
+    assert status(ledger, first) is Status.SUPERSEDED
+    assert ledger.live_edits(ledger.head()) == (third,)
+
+
+def test_an_edit_that_is_judged_again_is_still_in_work(ledger: Ledger) -> None:
+    edit_id = claimed(ledger)
+    assert ledger.judging(edit_id)
+    assert ledger.judging(edit_id)
+    assert events(ledger, edit_id).count("judging") == 1
