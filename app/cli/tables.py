@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -139,10 +140,23 @@ def history_table(history: Sequence[HistoryRow]) -> Table:
             plain(moment(row["at"])),
             plain(row["event"]),
             plain(row["actor"]),
-            plain(_failure(row["detail"]) if row["detail"] else ""),
+            plain(_detail(row["detail"])),
             plain(row["hash"].removeprefix("sha256:")[:12]),
         )
     return made
+
+
+def _detail(detail: Mapping[str, Any]) -> str:
+    """What happened, in short: a verdict by its failed gates, a digest by its beginning."""
+    return ", ".join(f"{name} {_in_short(value)}" for name, value in detail.items() if value not in ("", None))
+
+
+def _in_short(value: object) -> str:
+    if isinstance(value, dict):
+        failed = [gate["name"] for gate in value.get("gates", ()) if not gate["passed"]]
+        return f"failed {', '.join(failed)}" if failed else "passed"
+    text = str(value)
+    return text[:12] if len(text) == 64 and text.isalnum() else text
 
 
 def _or_nothing(value: object) -> object:
