@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 
 import structlog
 import torch
@@ -123,20 +124,34 @@ def serve(settings: Settings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    server = uvicorn.Server(
+    app = create_app(settings, on_failure=stop)
+    server = _Server(
+        app.state.service,
         uvicorn.Config(
-            create_app(settings, on_failure=stop),
+            app,
             host=settings.host,
             port=settings.port,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
             server_header=False,
-        )
+        ),
     )
     server.run()
     if failures:
         raise failures[0]
+
+
+class _Server(uvicorn.Server):
+    """Lets those who wait for an edit go as soon as it is told to stop; requests under way are still answered."""
+
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.stop_waiting()
+        super().handle_exit(sig, frame)
 
 
 def verify(settings: Settings) -> list[Finding]:

@@ -68,6 +68,11 @@ class Editing:
         self._hits = hits
         self._default_editor = default_editor
         self._max_queued = max_queued
+        self._stopping = False
+
+    def stop_waiting(self) -> None:
+        """The service is stopping: whoever waits for an edit is answered within a second with how it stands."""
+        self._stopping = True
 
     async def report(
         self, report: Report, *, actor: str, key: IdempotencyKey | None = None, if_match: int | None = None
@@ -94,7 +99,7 @@ class Editing:
             while True:
                 record = await self.record(edit_id)
                 left = deadline - time.monotonic()
-                if record.status not in IN_WORK or left <= 0:
+                if record.status not in IN_WORK or left <= 0 or self._stopping:
                     return record
                 await _next_change(news, min(left, POLL_SECONDS))
 
@@ -110,6 +115,8 @@ class Editing:
                 if record.status not in IN_WORK:
                     if record.verdict is not None:
                         yield Event("verdict", after, {"status": record.status, "verdict": record.verdict})
+                    return
+                if self._stopping:  # a reader comes back with Last-Event-ID
                     return
                 progress = await _next(news, POLL_SECONDS)
                 if progress is not None:

@@ -47,6 +47,11 @@ class Service:
         """Answer requests from now on."""
         self._parts = parts
 
+    def stop_waiting(self) -> None:
+        """Let go of requests that wait for an edit, and of streams about one."""
+        if self._parts is not None:
+            self._parts.editing.stop_waiting()
+
     def close(self) -> None:
         """Answer no more requests that need the parts."""
         self._parts = None

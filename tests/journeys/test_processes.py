@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,21 @@ def test_a_stopped_service_finishes_the_edit_in_hand_and_leaves_the_rest_queued(
             eventually(lambda edit_id=edit_id: status(process.client, edit_id) in ENDED)
         history = [process.client.get(f"/edits/{edit_id}").json()["history"] for edit_id in ids]
         assert all([row["event"] for row in rows].count("requeued") == 0 for rows in history), "an edit was torn"
+
+
+def test_a_stopping_service_lets_go_of_those_who_wait_for_an_edit(settings: Settings) -> None:
+    with Process(settings) as process:
+        ids = [report(process.client, f"w{n} w{n + 1} w{n + 2}", **SLOW) for n in range(8)]
+        with ThreadPoolExecutor(2) as pool:
+            stream = pool.submit(process.client.get, f"/edits/{ids[-1]}/events")
+            body = {"input": "w30 w31", "target": "red", **SLOW}
+            wait = pool.submit(process.client.post, "/edits", json=body, headers={"Prefer": "wait=60"})
+            eventually(lambda: len(process.client.get("/edits").json()["items"]) == len(ids) + 1)
+            started = time.monotonic()
+            process.stop()
+            assert time.monotonic() - started < 8
+            assert "queued" in stream.result().text
+            assert wait.result().status_code in (200, 201, 202)
 
 
 def test_an_edit_made_in_one_process_is_served_by_another(anywhere: Settings) -> None:
