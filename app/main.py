@@ -34,7 +34,6 @@ from app.routes.service import Parts as Serving
 from app.settings import BUILTIN, Settings
 from app.store import Ledger, ModelIdentity, Store
 from editors.registry import editor_named, editors
-from editors.types import Editor
 
 FOLLOW_SECONDS = 1.0
 HITS_SECONDS = 2.0
@@ -80,14 +79,15 @@ async def _run(settings: Settings, service: Service, stopping: asyncio.Event) ->
         loaded = await asyncio.to_thread(_load, settings)
         ledger = await asyncio.to_thread(store.ledger, loaded.identity)
         parts = await _join(settings, loaded, ledger, service.metrics)
-        await parts.follower.catch_up()
+        live = await parts.follower.catch_up()
+        hits, engine = parts.serving.hits, parts.serving.engine
         beside = [
             asyncio.create_task(parts.follower.follow(FOLLOW_SECONDS)),
-            asyncio.create_task(parts.hits.write_every(HITS_SECONDS)),
+            asyncio.create_task(hits.write_every(HITS_SECONDS)),
         ]
         working = asyncio.create_task(parts.worker.run())
-        service.open(Serving(parts.engine, parts.ledger, parts.editing, parts.editors, parts.hits, parts.memory))
-        log.info("ready", model=parts.engine.model.name, revision=parts.engine.live.revision)
+        service.open(parts.serving)
+        log.info("ready", model=engine.model.name, revision=live.revision)
         await stopping.wait()
         service.close()
         parts.worker.stop()
@@ -95,8 +95,8 @@ async def _run(settings: Settings, service: Service, stopping: asyncio.Event) ->
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
-        await parts.hits.write()
-        await asyncio.to_thread(parts.engine.close)
+        await hits.write()
+        await asyncio.to_thread(engine.close)
     finally:
         store.close()
 
@@ -169,9 +169,9 @@ async def _verify(settings: Settings) -> list[Finding]:
             return [Finding("ledger", False, missing)]
         parts = await _join(settings, loaded, store.ledger(loaded.identity), Metrics())
         try:
-            return await audit(parts.ledger, parts.engine, parts.follower)
+            return await audit(parts.serving.ledger, parts.serving.engine, parts.follower)
         finally:
-            parts.engine.close()
+            parts.serving.engine.close()
     finally:
         store.close()
 
@@ -192,16 +192,11 @@ class _Loaded:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """One process's parts, joined."""
+    """One process's parts, joined: what answers need, and what works beside them."""
 
-    ledger: Ledger
-    engine: Engine
+    serving: Serving
     follower: Follower
-    memory: Memory
     worker: Worker
-    editing: Editing
-    hits: Hits
-    editors: dict[str, Editor]
 
 
 async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Metrics) -> _Parts:
@@ -229,7 +224,7 @@ async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Me
     shop = Workshop(ledger, engine, follower, judge, memory, every, Listeners())
     worker = Worker(shop, metrics, rounds=settings.judge_rounds)
     editing = Editing(shop, worker, hits, default_editor=default.name, max_queued=settings.max_queued_edits)
-    return _Parts(ledger, engine, follower, memory, worker, editing, hits, every)
+    return _Parts(Serving(engine, ledger, editing, every, hits, memory), follower, worker)
 
 
 def _open_store(url: str) -> Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -155,3 +156,20 @@ def test_clients_that_vanish_do_not_disturb_the_others(caller: Caller) -> None:
     assert portal is not None
     portal.call(vanish)
     assert caller.predict(sentence(1))
+
+
+def test_predictions_do_not_wait_for_threads_that_wait_for_the_database(caller: Caller) -> None:
+    released = threading.Event()
+
+    async def occupy_every_thread() -> None:
+        for _ in range(100):
+            asyncio.get_running_loop().run_in_executor(None, released.wait)
+
+    portal = caller.client.portal
+    assert portal is not None
+    portal.call(occupy_every_thread)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(caller.predict, sentence(1)).result(timeout=20)
+    finally:
+        released.set()
