@@ -9,9 +9,10 @@
         RevisionMoved 412       revision_moved
         BodyTooLarge 413        body_too_large
         Unprocessable 422       invalid_request, UnknownLabel unknown_label, UnknownEditor unknown_editor,
-                                BadOptions bad_options, InputTooLong input_too_long, UnknownRevision unknown_revision,
-                                UnknownEdit unknown_edit, IdempotencyKeyReused idempotency_key_reused,
-                                EditRejected edit_rejected, EditFailed edit_failed
+                                BadOptions bad_options, InputTooLong input_too_long, UnwritableTarget unwritable_target,
+                                UnknownRevision unknown_revision, UnknownEdit unknown_edit,
+                                IdempotencyKeyReused idempotency_key_reused, EditRejected edit_rejected,
+                                EditFailed edit_failed
         QueueFull 429           queue_full
         Unavailable 503         unavailable
 
@@ -106,6 +107,10 @@ class BadOptions(Unprocessable):
 
 class InputTooLong(Unprocessable):
     code, title = "input_too_long", "The input is longer than the model reads"
+
+
+class UnwritableTarget(Unprocessable):
+    code, title = "unwritable_target", "The model's tokenizer cannot write the target"
 
 
 class UnknownRevision(Unprocessable):

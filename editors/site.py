@@ -1,11 +1,12 @@
 """Where an overlay of the last feed-forward layer meets a model.
 
 The last feed-forward layer is followed by no other mixing of positions. So its input `q`, and the sum `s`
-that enters the norm after it, do not depend on any patch of that layer; a patch adds to `s`, at the one
-position that the head reads, and everything behind is the norm and the head. One mechanism serves post-norm
-models (BERT: the layer's own output norm) and pre-norm models (GPT-2: the final norm of the stack).
+that enters the norm after it, do not depend on any patch of that layer; a patch adds to `s`, at positions
+that the head reads, and everything behind is the norm and the head. One mechanism serves post-norm models
+(BERT, BART: the layer's own output norm) and pre-norm models (GPT-2, LLaMA, T5: the final norm of the stack).
+A classifier's head reads one position of a text; a language model's reads every position, each by itself.
 
-The site is found from what the model executes, never from its name: see `find_site`. Which overlay applies
+The site is found from what the model executes, never from its name: see `find_sites`. Which overlay applies
 belongs to the call: `Join.during` sets it in a context variable, and the hooks do nothing outside of it.
 """
 
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 
 from editors.errors import UnsupportedModel
 
-Position = Literal["first", "last"]
+Position = Literal["first", "last", "every"]
 Transform = Callable[[Tensor, Tensor], Tensor]
-"""From (queries, residuals), both (batch, hidden), to the residuals that the norm shall receive."""
+"""From (queries, residuals), both (n, hidden), to the residuals that the norm shall receive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Site:
     """Names of modules inside one model, as `nn.Module.get_submodule` takes them.
 
     reads: the module whose input is `q` (the up-projection of the last feed-forward layer).
-    joins: the norm whose input is `s`.  stack: the list of layers.  position: which token the head reads.
+    joins: the norm whose input is `s`.  stack: the list of layers.  position: which tokens the head reads.
     """
 
     reads: str
@@ -64,11 +65,14 @@ class _Call:
     width_out: int
 
 
-def find_site(model: nn.Module, inputs: Mapping[str, Tensor]) -> Site:
-    """Find the site of `model` by running it once on `inputs` and watching what it executes.
+def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Site]:
+    """The sites that `model` may have, by running it once on `inputs` and watching what it executes.
 
-    inputs: a right-padded batch of at least two rows of different lengths, with `attention_mask`.
-    Raises UnsupportedModel with what is missing.
+    Each norm after the last feed-forward layer is a candidate, in the order of execution: where a layer norms its own
+    output before the sum (Gemma 2), it is not the first. Which one it is shows when the short computation is proved.
+
+    inputs: a right-padded batch of at least two rows of different lengths, with `attention_mask`; for an
+    encoder-decoder also `decoder_input_ids`. Raises UnsupportedModel with what is missing.
     """
     calls = _trace(model, inputs)
     down = _last(calls, lambda call: _layer_list(model, call.name) is not None and call.width_in != call.width_out)
@@ -90,15 +94,18 @@ def find_site(model: nn.Module, inputs: Mapping[str, Tensor]) -> Site:
             f"{_kind(model)}: {calls[down].name} maps {calls[down].width_in} to {hidden} features, "
             "but no layer before it maps them up; its last feed-forward layer is of an unknown kind."
         )
-    norm = next((call for call in calls[down + 1 :] if _is_norm(call, hidden)), None)
-    if norm is None:
+    norms = [call for call in calls[down + 1 :] if _is_norm(call, hidden)]
+    if not norms:
         raise UnsupportedModel(
             f"{_kind(model)} has no normalisation layer after its last feed-forward layer {calls[down].name}."
         )
-    if Counter(call.name for call in calls)[norm.name] > 1:
-        raise UnsupportedModel(f"{_kind(model)} uses {norm.name} more than once in one pass: its layers are shared.")
-    position = _position_read(model, norm.module, inputs)
-    return Site(calls[up].name, norm.name, stack, position, hidden, _layer_returns(model, stack, inputs))
+    times = Counter(call.name for call in calls)
+    shared = next((norm.name for norm in norms if times[norm.name] > 1), None)
+    if shared is not None:
+        raise UnsupportedModel(f"{_kind(model)} uses {shared} more than once in one pass: its layers are shared.")
+    position = _position_read(model, norms[-1].module, inputs)
+    returns = _layer_returns(model, stack, inputs)
+    return [Site(calls[up].name, norm.name, stack, position, hidden, returns) for norm in norms]
 
 
 def _kind(model: nn.Module) -> str:
@@ -148,7 +155,7 @@ def _is_norm(call: _Call, hidden: int) -> bool:
 
 
 def _position_read(model: nn.Module, norm: nn.Module, inputs: Mapping[str, Tensor]) -> Position:
-    """Which position of the norm's input the logits depend on, by their gradient."""
+    """Which positions of the norm's input the logits depend on, by their gradient."""
     entering: list[Tensor] = []
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -159,20 +166,24 @@ def _position_read(model: nn.Module, norm: nn.Module, inputs: Mapping[str, Tenso
     try:
         with torch.enable_grad():
             logits = model(**inputs).logits
-            (slope,) = torch.autograd.grad(logits.float().pow(2).sum(), entering[0])
+            tokens = logits.dim() == 3
+            chosen = logits[:, 1] if tokens else logits  # of a language model one position, to see whether it is alone
+            (slope,) = torch.autograd.grad(chosen.float().pow(2).sum(), entering[0])
     finally:
         handle.remove()
     read = slope.abs().sum(-1) > 0  # (batch, positions)
     lengths = inputs["attention_mask"].sum(-1)
-    if logits.dim() == 2 and bool((read.sum(-1) == 1).all()):
+    if bool((read.sum(-1) == 1).all()):
         where = read.int().argmax(-1)
-        if bool((where == 0).all()):
+        if tokens and bool((where == 1).all()):
+            return "every"
+        if not tokens and bool((where == 0).all()):
             return "first"
-        if bool((where == lengths - 1).all()):
+        if not tokens and bool((where == lengths - 1).all()):
             return "last"
     raise UnsupportedModel(
-        f"The head of {_kind(model)} reads {int(read.sum(-1).max())} positions of a text; "
-        "Errata needs a head that reads one, the first or the last token."
+        f"The head of {_kind(model)} reads {int(read.sum(-1).max())} positions for one answer; "
+        "Errata needs a head that reads one: the first or the last token, or of a language model each by itself."
     )
 
 
@@ -195,54 +206,111 @@ def _layer_returns(model: nn.Module, stack: str, inputs: Mapping[str, Tensor]) -
 
 @dataclass(slots=True)
 class Pass:
-    """One forward pass: which position each row reads, what to do there, and what was seen there."""
+    """What forward passes do at the site: where they look, what they change there, and what the last one saw."""
 
-    positions: Tensor  # (batch,) int64
+    rows: Tensor  # (n,) int64, of the batch
+    columns: Tensor  # (n,) int64, the position in each of these rows
     transform: Transform | None = None
-    queries: Tensor | None = None  # (batch, hidden), set by the pass
-    residuals: Tensor | None = None  # (batch, hidden), before the transform
+    queries: Tensor | None = None  # (n, hidden), set by the pass
+    residuals: Tensor | None = None  # (n, hidden), before the transform
+
+    @classmethod
+    def at(cls, columns: Tensor, transform: Transform | None = None) -> Pass:
+        """One position in every row of the batch: (batch,). Position -1 is the last, however many there are."""
+        return cls(torch.arange(len(columns), device=columns.device), columns, transform)
+
+    @classmethod
+    def where(cls, mask: Tensor, transform: Transform | None = None) -> Pass:
+        """The positions of a mask, row by row: (batch, tokens) bool."""
+        rows, columns = mask.nonzero(as_tuple=True)
+        return cls(rows, columns, transform)
 
 
 class Join:
     """A model with its site opened, once, when it is loaded. The model's parameters are never touched."""
 
-    def __init__(self, model: nn.Module, site: Site) -> None:
+    def __init__(self, model: nn.Module, site: Site, inputs: Mapping[str, Tensor]) -> None:
         self.site = site
         self._passes: ContextVar[Pass | None] = ContextVar("pass", default=None)
         layers = model.get_submodule(site.stack)
         assert isinstance(layers, nn.ModuleList)
-        norm = model.get_submodule(site.joins) if site.post_norm else nn.Identity()
-        self._entrance = _Entrance(layers[-1], norm, site.layer_returns)
+        self._norm = model.get_submodule(site.joins)
+        self._entrance = _Entrance(layers[-1], self._norm if site.post_norm else nn.Identity(), site.layer_returns)
         self._tail = _with_stack(model, site.stack, self._entrance)
-        model.get_submodule(site.reads).register_forward_pre_hook(self._read)
-        model.get_submodule(site.joins).register_forward_pre_hook(self._join)
+        self._head: nn.Module | None = None  # where norm and this module are all there is
+        self._two_sided = "decoder_input_ids" in inputs
         self._device = next(model.parameters()).device
+        self._hooks = [
+            model.get_submodule(site.reads).register_forward_pre_hook(self._read),
+            self._norm.register_forward_pre_hook(self._join),
+        ]
 
     @classmethod
     @torch.no_grad()
     def open(cls, model: nn.Module, inputs: Mapping[str, Tensor]) -> Join:
         """Find the site of `model` and prove on `inputs` that norm and head alone give its logits.
 
-        inputs: as `find_site` takes them. Raises UnsupportedModel.
+        inputs: as `find_sites` takes them. Raises UnsupportedModel.
         """
-        join = cls(model, find_site(model, inputs))
-        with join.during(Pass(join.positions(inputs["attention_mask"]))) as call:
+        refused: UnsupportedModel | None = None
+        for site in find_sites(model, inputs):
+            join = cls(model, site, inputs)
+            try:
+                join._prove(model, inputs)
+            except UnsupportedModel as error:
+                join.close()
+                refused = refused or error
+            else:
+                return join
+        assert refused is not None
+        raise refused
+
+    def close(self) -> None:
+        """Let go of the model: it runs as if it had never been opened."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _prove(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        call = self._everywhere(inputs)
+        with self.during(call):
             logits = model(**inputs).logits
+        if self.site.position == "every":
+            logits = logits[call.rows, call.columns]
         assert call.residuals is not None
         try:
-            short = join.readout(call.residuals)
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            raise UnsupportedModel(f"{_kind(model)} cannot be run from {join.site.joins} on: {error}") from error
+            short = self.readout(call.residuals)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
+            raise UnsupportedModel(f"{_kind(model)} cannot be run from {self.site.joins} on: {error}") from error
         if not torch.allclose(short, logits, rtol=1e-4, atol=1e-5):
             raise UnsupportedModel(
-                f"{_kind(model)} does more than its norm and its head after {join.site.joins}; "
+                f"{_kind(model)} does more than its norm and its head after {self.site.joins}; "
                 "a patch at its last feed-forward layer could not be judged exactly."
             )
-        return join
+        if self.site.position == "every":
+            self._head = self._only_head(model, inputs, call.residuals, short)
+
+    def _only_head(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], residuals: Tensor, logits: Tensor
+    ) -> nn.Module | None:
+        """The module that makes logits of what the norm gives, if it is all that follows; saves the model's detours."""
+        calls = _trace(model, inputs)
+        after = calls[[call.name for call in calls].index(self.site.joins) + 1 :]
+        if len(after) != 1:
+            return None
+        (head,) = after
+        alone = head.module(self._norm(residuals.unsqueeze(1))).squeeze(1)
+        return head.module if torch.equal(alone, logits) else None
+
+    def _everywhere(self, inputs: Mapping[str, Tensor]) -> Pass:
+        """All positions that the head reads."""
+        if self.site.position == "every":
+            tokens = inputs.get("decoder_input_ids")
+            return Pass.where(inputs["attention_mask"].bool() if tokens is None else torch.ones_like(tokens).bool())
+        return Pass.at(self.positions(inputs["attention_mask"]))
 
     @contextmanager
     def during(self, call: Pass) -> Iterator[Pass]:
-        """Let `call` see, and transform, what the forward pass inside the block computes."""
+        """Let `call` see, and transform, what the forward passes inside the block compute."""
         token = self._passes.set(call)
         try:
             yield call
@@ -250,7 +318,7 @@ class Join:
             self._passes.reset(token)
 
     def positions(self, attention_mask: Tensor) -> Tensor:
-        """The position that the head reads in each row: (batch, tokens) -> (batch,)."""
+        """The position that a classifier's head reads in each row: (batch, tokens) -> (batch,)."""
         if self.site.position == "first":
             return torch.zeros(len(attention_mask), dtype=torch.int64, device=attention_mask.device)
         tokens = attention_mask.shape[-1]
@@ -258,36 +326,37 @@ class Join:
 
     def readout(self, residuals: Tensor) -> Tensor:
         """Logits from residuals: the norm and the head alone, (n, hidden) -> (n, labels)."""
-        tokens = torch.zeros(len(residuals), 1, dtype=torch.int64, device=self._device)
-        with self._entrance.admitting(residuals.unsqueeze(1)):
-            logits = self._tail(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
-        assert isinstance(logits, Tensor)
-        return logits
+        entering = residuals.unsqueeze(1)  # a batch of texts of one token
+        if self._head is not None:
+            return self._head(self._norm(entering)).squeeze(1)  # type: ignore[no-any-return]
+        ones = torch.ones(entering.shape[:2], dtype=torch.int64, device=self._device)
+        inputs: dict[str, Any] = {"input_ids": torch.zeros_like(ones), "attention_mask": ones}
+        if self._two_sided:
+            inputs["decoder_input_ids"] = inputs.pop("input_ids")
+            inputs["encoder_outputs"] = (torch.zeros_like(entering),)
+        with self._entrance.admitting(entering):
+            logits = self._tail(**inputs).logits
+        return logits.squeeze(1) if self.site.position == "every" else logits  # type: ignore[no-any-return]
 
     def _read(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         call = self._passes.get()
         if call is not None:
-            call.queries = _at(args[0], call.positions)
+            call.queries = args[0][call.rows, call.columns]
 
     def _join(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         call = self._passes.get()
         if call is None:
             return None
         assert call.queries is not None, "the norm ran before the feed-forward layer"
-        call.residuals = _at(args[0], call.positions)
+        call.residuals = args[0][call.rows, call.columns]
         if call.transform is None:
             return None
         patched = call.transform(call.queries, call.residuals)
         if patched is call.residuals:
             return None
         entering = args[0].clone()
-        entering[torch.arange(len(patched), device=patched.device), call.positions] = patched.to(entering.dtype)
+        entering[call.rows, call.columns] = patched.to(entering.dtype)
         return (entering, *args[1:])
-
-
-def _at(hidden_states: Tensor, positions: Tensor) -> Tensor:
-    """(batch, tokens, hidden) at one position a row -> (batch, hidden)."""
-    return hidden_states[torch.arange(len(positions), device=positions.device), positions]
 
 
 class _Entrance(nn.Module):

@@ -16,7 +16,10 @@ from editors.errors import NotFinite
 from editors.moments import Moments
 
 Readout = Callable[[Tensor], Tensor]
-"""From the input of the last norm at the position the head reads to logits: (n, hidden) -> (n, labels)."""
+"""From the input of the last norm, at positions the head reads, to logits: (n, hidden) -> (n, labels).
+
+The labels of a generating model are the tokens of its vocabulary.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,12 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Activations at the position the head reads, one row an input.
+    """Activations at positions the head reads: of a classifier one row a text, of a generating model one row for each
+    position of the answer, end token included.
 
     queries: (n, hidden) inputs `q` of the last feed-forward layer. No patch of that layer changes them.
     residuals: (n, hidden) inputs `s` of the norm after it, with the patches of the revision at hand added.
-    labels: (n,) int64, the label each row should get.
+    labels: (n,) int64, the label, or the next token, each row should get.
     """
 
     queries: Tensor
@@ -89,19 +93,56 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """The rows of several texts, one text after the other."""
+
+    rows: Rows
+    lengths: tuple[int, ...]
+    """How many rows each text has: 1 each for a classifier."""
+
+    def __post_init__(self) -> None:
+        assert sum(self.lengths) == len(self.rows), "lengths that do not add up"
+
+    def __len__(self) -> int:
+        """The number of texts."""
+        return len(self.lengths)
+
+    def of_text(self, index: int) -> Rows:
+        """The rows of one text."""
+        start = sum(self.lengths[:index])
+        return self.rows[start : start + self.lengths[index]]
+
+    def positions(self) -> Tensor:
+        """Which position of its text each row is: (n,) int64."""
+        return torch.cat([torch.arange(0), *(torch.arange(length) for length in self.lengths)])
+
+    def owners(self) -> Tensor:
+        """Which text each row is of: (n,) int64."""
+        return torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths, dtype=torch.int64))
+
+    def to(self, device: torch.device) -> Reading:
+        """The same on `device`."""
+        return Reading(self.rows.to(device), self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One edit as an editor sees it.
 
-    edit: the reported input first, then its rephrases; `labels` is the wanted label of each.
-    memory: rows that must stay as they are: what the model is known to get right, then the rows of
-        earlier edits (with the label that the edit wanted). May be empty.
+    edit: the rows of the reported input first, then those of its rephrases; `labels` is what each should get. Rows of
+        the answer that are right already are among them: they must stay right.
+    positions: (n,) int64, which position of the answer each row of the edit is; rows of the same one want the same
+        label, and one neuron may serve them all.
+    memory: rows that must stay as they are, in parts, so that nobody needs to copy them: what the model is known to
+        get right, then the rows of earlier edits (with the label that the edit wanted). May be empty.
     moments: of the memory, or of the part of it that does not change from edit to edit; computed from
         the memory when None, which for 40,000 rows takes longer than the fit.
     readout: from residuals to logits. seed: makes the fit repeatable.
     """
 
     edit: Rows
-    memory: Rows
+    positions: Tensor
+    memory: Sequence[Rows]
     readout: Readout
     seed: int = 0
     moments: Moments | None = None
@@ -152,6 +193,9 @@ class Overlay(Protocol):
 
     def extend(self, patches: Sequence[Patch]) -> Overlay:
         """An overlay with `patches` after the present ones. This one goes on serving unchanged."""
+
+    def pick(self, numbers: Sequence[int]) -> Overlay:
+        """An overlay of these patches alone, ascending, numbered anew from 0."""
 
     def apply(self, queries: Tensor, residuals: Tensor, alive: Tensor, view: Tensor) -> tuple[Tensor, Firing]:
         """Residuals with the values of the patches that fire added in ledger order, and what fired.

@@ -1,8 +1,9 @@
 """The one thread that owns the device.
 
-It takes whatever rows are waiting, without waiting for more; runs them as batches of similar length; and between
-batches runs slices of the current fit (a fit is a generator; a slice ends when it yields). Under full load a fit
-still gets a settled share of the time, and a prediction never waits for more than one slice.
+It takes whatever rows are waiting, without waiting for more, and runs them as batches. A batch is a generator: a
+classifier's ends in one slice, a text's takes one for each token, so batches that write take turns, and a short answer
+does not wait for a long one. Between slices of batches run slices of the current fit, a generator as well. Under full
+load a fit still gets a settled share of the time, and a prediction never waits for more than one of its slices.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -26,6 +27,12 @@ class Waiting(Protocol):
 
 Row = TypeVar("Row", bound=Waiting)
 
+MOST_RUNNING = 4
+"""Batches that take turns; rows that come later wait, and so become one batch, which costs less than several."""
+
+
+Batches = Sequence[Iterator[None]]
+
 
 @dataclass(slots=True)
 class _Job(Generic[T]):
@@ -35,10 +42,12 @@ class _Job(Generic[T]):
 
 
 class DeviceThread(Generic[Row]):
-    """Runs batches of rows, short calls and sliced jobs, one after the other, in its own thread."""
+    """Runs batches of rows, short calls and sliced jobs, slice by slice, in its own thread."""
 
-    def __init__(self, run: Callable[[Sequence[Row]], None], *, max_batch: int, fit_share: float) -> None:
+    def __init__(self, run: Callable[[Sequence[Row]], Batches], *, max_batch: int, fit_share: float) -> None:
+        """run: from rows to the batches they make, each a generator that reports its answers itself."""
         self._run = run
+        self._running: deque[Iterator[None]] = deque()
         self._max_batch = max_batch
         self._slice_per_batch = fit_share / (1 - fit_share)
         self._rows: deque[Row] = deque()
@@ -89,14 +98,19 @@ class DeviceThread(Generic[Row]):
     def _loop(self) -> None:
         while True:
             with self._waiting:
-                self._waiting.wait_for(lambda: self._rows or self._calls or self._jobs or self._stopping)
-                rows = [self._rows.popleft() for _ in range(min(len(self._rows), self._max_batch))]
+                self._waiting.wait_for(
+                    lambda: self._rows or self._calls or self._jobs or self._running or self._stopping
+                )
+                free = self._max_batch if len(self._running) < MOST_RUNNING else 0
+                rows = [self._rows.popleft() for _ in range(min(len(self._rows), free))]
                 calls, self._calls = self._calls, deque()
-                if self._stopping and not rows and not calls:
+                if self._stopping and not rows and not calls and not self._running:
                     break
             started = time.monotonic()
             if rows:
-                self._run(rows)
+                self._running.extend(self._run(rows))
+            for _ in range(len(self._running)):
+                self._advance(self._running.popleft())
             for call in calls:
                 call()
             self._owed += (time.monotonic() - started) * self._slice_per_batch
@@ -104,13 +118,19 @@ class DeviceThread(Generic[Row]):
         for job in self._jobs:
             job.done.cancel()
 
+    def _advance(self, batch: Iterator[None]) -> None:
+        """One slice of a batch, which goes to the end of the line if it is not done."""
+        for _ in batch:
+            self._running.append(batch)
+            return
+
     def _fit(self) -> None:
         """Slices of the first job: one at least, then as many as are owed, or as long as nothing else waits."""
         while self._jobs and not self._stopping:
             started = time.monotonic()
             self._slice(self._jobs[0])
             self._owed -= time.monotonic() - started
-            if (self._rows or self._calls) and self._owed <= 0:
+            if (self._rows or self._calls or self._running) and self._owed <= 0:
                 break
         self._owed = min(max(self._owed, 0.0), 1.0) if self._jobs else 0.0
 

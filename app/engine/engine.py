@@ -1,7 +1,7 @@
 """Predictions and fits on one model, under any revision.
 
-A row is one encoding and the view it is answered under. Rows of different views share a batch; rows are cut
-into forward passes by length, so that little is padded.
+A row is one ask and the view it is answered under. Rows of different views share a batch; rows are cut into batches
+by length, so that little is padded.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,55 +23,54 @@ from app.engine.device import DeviceThread
 from app.engine.live import Live, View
 from app.engine.traffic import Reservoir
 from app.errors import Unavailable
-from app.model import Classifier, Encoding
+from app.model import Answered, Ask, Decoding, Encoding, Model, Output, Read
 from app.observe import Metrics
-from editors.types import Firing, Readout
+from editors.types import Firing, Overlay, Reading, Readout, Rows
 
 T = TypeVar("T")
 
 TOKENIZING_THREADS = 2
 PADDING_ALLOWED = 1.5
-"""A forward pass takes rows of up to this times its shortest row, plus a few tokens."""
+"""A batch takes rows of up to this times its shortest row, plus a few tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """An edit whose patch took part in an answer, and how strongly."""
+    """An edit whose patch took part in an answer: how strongly at most, and in how many of its positions."""
 
     edit_id: str
     strength: float
+    positions: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said to one encoding: on the CPU, one row each."""
+    """What the model said to one ask."""
 
-    logits: Tensor  # (labels,)
+    ask: Ask
+    output: Output
     fired: tuple[Fired, ...]  # strongest first
-    query: Tensor  # (hidden,)
-    residual: Tensor  # (hidden,), before any patch
 
 
 @dataclass(slots=True)
-class _Batch:
+class _Request:
     """The rows of one request, and who waits for them."""
 
     answers: list[Answer | None]
     settle: Callable[[list[Answer] | Exception], None]
     missing: int
-    remember: bool
 
 
 @dataclass(slots=True)
 class _Row:
-    encoding: Encoding
+    ask: Ask
     view: View
-    batch: _Batch
+    request: _Request
     index: int
     queued: float = field(default_factory=time.monotonic)
 
     def __len__(self) -> int:
-        return len(self.encoding)
+        return len(self.ask.encoding)
 
 
 class Engine:
@@ -77,7 +78,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Classifier,
+        model: Model,
         live: Live,
         metrics: Metrics,
         *,
@@ -89,6 +90,7 @@ class Engine:
         self.traffic = traffic
         self._live = live
         self._metrics = metrics
+        self._max_batch = max_batch
         self._lock = threading.Lock()
         # of its own, so that threads that wait for the database keep no prediction waiting
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
@@ -111,9 +113,63 @@ class Engine:
                 raise AssertionError(f"revision {live.revision} would replace {self._live.revision}")
             self._live = live
 
-    async def answer(self, encodings: Sequence[Encoding], view: View, *, remember: bool = False) -> list[Answer]:
-        """Answers under `view`, in order. `remember` lets confident ones join the memory."""
-        if not encodings:
+    async def answer(
+        self,
+        encodings: Sequence[Encoding],
+        view: View,
+        *,
+        decoding: Decoding | Sequence[Decoding | None] | None = None,
+        remember: bool = False,
+    ) -> list[Answer]:
+        """Answers under `view`, in order. `remember` lets confident ones join the memory.
+
+        decoding: for generating models, of all encodings or one each.
+        """
+        how = decoding if isinstance(decoding, Sequence) else [decoding] * len(encodings)
+        remember = remember and self.traffic is not None
+        asks = [Ask(*each, remember=remember) for each in zip(encodings, how, strict=True)]
+        return await self._answers(asks, view)
+
+    async def stream(self, asks: Sequence[Ask], view: View) -> AsyncGenerator[tuple[int, int | Answer], None]:
+        """Tokens as they come, each with the index of its ask, and each ask's answer when all are there.
+
+        Whoever stops listening stops the writing.
+        """
+        loop = asyncio.get_running_loop()
+        news: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
+
+        def teller(index: int) -> Callable[[int], None]:
+            return lambda token: _tell(loop, news, (index, token))
+
+        for index, ask in enumerate(asks):
+            ask.on_token = teller(index)
+        answers = asyncio.ensure_future(self._answers(asks, view))
+        answers.add_done_callback(lambda done: news.put_nowait(None))
+        try:
+            while (token := await news.get()) is not None:
+                yield token
+            for index, answer in enumerate(await answers):
+                yield index, answer
+        finally:
+            for ask in asks:
+                ask.cancelled = True
+
+    def decode(self, answers: Sequence[Answer]) -> list[Answered]:
+        """What the answers say."""
+        return self.model.decode([each.ask for each in answers], [each.output for each in answers])
+
+    async def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
+        """What the unedited model computes when fed the wanted answers, in batches of similar length."""
+        order = sorted(range(len(encodings)), key=lambda index: len(encodings[index]) + len(wanted[index]))
+        parts: list[Read] = []
+        for start in range(0, len(order), self._max_batch):
+            chosen = order[start : start + self._max_batch]
+            batch = [encodings[index] for index in chosen], [wanted[index] for index in chosen]
+            parts.append(await self.call(partial(self.model.read, *batch)))
+        return _in_order(parts, order)
+
+    async def _answers(self, asks: Sequence[Ask], view: View) -> list[Answer]:
+        if not asks:
             return []
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[Answer]] = loop.create_future()
@@ -121,9 +177,9 @@ class Engine:
         def settle(outcome: list[Answer] | Exception) -> None:
             loop.call_soon_threadsafe(_settle, done, outcome)
 
-        batch = _Batch([None] * len(encodings), settle, len(encodings), remember)
+        request = _Request([None] * len(asks), settle, len(asks))
         try:
-            self._device.submit([_Row(encoding, view, batch, index) for index, encoding in enumerate(encodings)])
+            self._device.submit([_Row(ask, view, request, index) for index, ask in enumerate(asks)])
         except RuntimeError as stopped:
             raise Unavailable("The service is stopping.") from stopped
         return await done
@@ -145,80 +201,96 @@ class Engine:
         self._device.close()
         self._tokenizing.shutdown()
 
-    def _run(self, rows: Sequence[_Row]) -> None:
-        for group in _similar(rows):
-            try:
-                answers = self._forward(group)
-            except Exception as error:  # noqa: BLE001 - the job boundary: it fails its requests, not the thread
-                _fail(group, error)
-                continue
-            for row, answer in zip(group, answers, strict=True):
-                row.batch.answers[row.index] = answer
-                row.batch.missing -= 1
-                if row.batch.missing == 0:
-                    row.batch.settle([answer for answer in row.batch.answers if answer is not None])
+    def _run(self, rows: Sequence[_Row]) -> list[Iterator[None]]:
+        return [self._batch(group) for group in _similar(rows, mixed=self.model.mixes_lengths)]
 
-    def _forward(self, rows: Sequence[_Row]) -> list[Answer]:
+    def _batch(self, rows: Sequence[_Row]) -> Iterator[None]:
+        """Answer the rows; yields where others may use the device."""
+        try:
+            answers = yield from self._answered(rows)
+        except Exception as error:  # noqa: BLE001 - the job boundary: it fails its requests, not the thread
+            for request in {id(row.request): row.request for row in rows}.values():
+                request.settle(error)
+            return
+        for row, answer in zip(rows, answers, strict=True):
+            row.request.answers[row.index] = answer
+            row.request.missing -= 1
+            if row.request.missing == 0:
+                row.request.settle([answer for answer in row.request.answers if answer is not None])
+
+    def _answered(self, rows: Sequence[_Row]) -> Generator[None, None, list[Answer]]:
         started = time.monotonic()
         for row in rows:
             self._metrics.queue_seconds.observe(started - row.queued)
-        patched = _Patched(rows)
-        outputs = self.model.forward([row.encoding for row in rows], patched)
-        logits, queries, residuals = (tensor.cpu() for tensor in (outputs.logits, outputs.queries, outputs.residuals))
-        fired = patched.fired()
+        patched = _Patched([row.view for row in rows], self.model.device)
+        outputs = yield from self.model.run([row.ask for row in rows], patched)
+        fired = patched.fired([output.positions for output in outputs])
         self._metrics.batch_size.observe(len(rows))
         self._metrics.forward_seconds.observe(time.monotonic() - started)
-        self._remember(rows, logits, queries, residuals, fired)
-        return [Answer(logits[index], fired[index], queries[index], residuals[index]) for index in range(len(rows))]
-
-    def _remember(
-        self,
-        rows: Sequence[_Row],
-        logits: Tensor,
-        queries: Tensor,
-        residuals: Tensor,
-        fired: Sequence[Sequence[Fired]],
-    ) -> None:
-        if self.traffic is None:
-            return
-        kept = [index for index, row in enumerate(rows) if row.batch.remember and not fired[index]]
-        if kept:
-            self.traffic.offer(logits[kept], queries[kept], residuals[kept])
+        if self.traffic is not None:
+            for output, edits in zip(outputs, fired, strict=True):
+                if output.seen is not None and not edits:
+                    self.traffic.offer(output.seen, output.confidence)
+        return [Answer(row.ask, output, edits) for row, output, edits in zip(rows, outputs, fired, strict=True)]
 
 
 class _Patched:
-    """The overlay of one forward pass: each row under its own view."""
+    """The overlays of one batch, each row under its own view, at every pass that the batch takes."""
 
-    def __init__(self, rows: Sequence[_Row]) -> None:
-        self._view_of_row, self._views = _distinct([row.view for row in rows])
-        self._firings: list[tuple[View, Firing]] = []
-        self._rows = len(rows)
+    def __init__(self, views: Sequence[View], device: torch.device) -> None:
+        view_of_row, distinct = _distinct(views)
+        overlays = dict.fromkeys(view.overlay for view in distinct if not view.bare)
+        self._seen = [_Seen.through(overlay, distinct, view_of_row, device) for overlay in overlays]
+        self._firings: list[tuple[int, _Seen, Firing]] = []
+        self._passes = 0
+        self._rows = len(views)
 
     def __call__(self, queries: Tensor, residuals: Tensor) -> Tensor:
-        for overlay in dict.fromkeys(view.overlay for view in self._views if not view.bare):
-            sharing = [index for index, view in enumerate(self._views) if view.overlay is overlay]
-            residuals = self._apply(sharing, queries, residuals)
+        for seen in self._seen:
+            residuals, firing = seen.overlay.apply(queries, residuals, seen.alive, seen.view)
+            if len(firing.rows):
+                self._firings.append((self._passes, seen, firing))
+        self._passes += 1
         return residuals
 
-    def _apply(self, sharing: Sequence[int], queries: Tensor, residuals: Tensor) -> Tensor:
-        """One overlay, seen through several views; rows of other overlays see nothing of it."""
-        views = [self._views[index] for index in sharing]
-        nothing = torch.zeros_like(views[0].alive)
-        alive = torch.stack([*(view.alive for view in views), nothing]).to(queries.device)
-        place = {index: place for place, index in enumerate(sharing)}
-        view = torch.tensor([place.get(index, len(views)) for index in self._view_of_row], device=queries.device)
-        residuals, firing = views[0].overlay.apply(queries, residuals, alive, view)
-        self._firings.append((views[0], firing))
-        return residuals
-
-    def fired(self) -> list[tuple[Fired, ...]]:
-        """What fired in each row, strongest first."""
-        fired: list[list[Fired]] = [[] for _ in range(self._rows)]
-        for view, firing in self._firings:
+    def fired(self, positions: Sequence[int]) -> list[tuple[Fired, ...]]:
+        """What fired in the first so many passes of each row, strongest first."""
+        fired: list[dict[str, list[float]]] = [{} for _ in range(self._rows)]
+        for number, seen, firing in self._firings:
             triples = zip(firing.rows.tolist(), firing.patches.tolist(), firing.strengths.tolist(), strict=True)
             for row, patch, strength in triples:
-                fired[row].append(Fired(view.edit_ids[patch], strength))
-        return [tuple(sorted(row, key=lambda each: -each.strength)) for row in fired]
+                if number < positions[row]:
+                    fired[row].setdefault(seen.edit_ids[patch], []).append(strength)
+        return [
+            tuple(
+                sorted(
+                    (Fired(edit_id, max(strengths), len(strengths)) for edit_id, strengths in row.items()),
+                    key=lambda each: -each.strength,
+                )
+            )
+            for row in fired
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One overlay, as the rows of a batch see it; rows of other overlays see nothing of it."""
+
+    overlay: Overlay
+    alive: Tensor  # (views, patches) bool, the last view sees none
+    view: Tensor  # (rows,) int64
+    edit_ids: Sequence[str]
+
+    @classmethod
+    def through(
+        cls, overlay: Overlay, views: Sequence[View], view_of_row: Sequence[int], device: torch.device
+    ) -> _Seen:
+        sharing = [index for index, view in enumerate(views) if view.overlay is overlay]
+        place = {index: place for place, index in enumerate(sharing)}
+        first = views[sharing[0]]
+        alive = torch.stack([*(views[index].alive for index in sharing), torch.zeros_like(first.alive)])
+        view = torch.tensor([place.get(index, len(sharing)) for index in view_of_row])
+        return cls(overlay, alive.to(device), view.to(device), first.edit_ids)
 
 
 def _distinct(views: Sequence[View]) -> tuple[list[int], list[View]]:
@@ -232,20 +304,32 @@ def _distinct(views: Sequence[View]) -> tuple[list[int], list[View]]:
     return [index[id(view)] for view in views], distinct
 
 
-def _similar(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """The rows in groups of similar length, so that padding costs little."""
+def _similar(rows: Sequence[_Row], *, mixed: bool) -> list[list[_Row]]:
+    """The rows in groups of similar length, so that padding costs little; of the same length unless `mixed`."""
     groups: list[list[_Row]] = []
     for row in sorted(rows, key=len):
-        if groups and len(row) <= PADDING_ALLOWED * len(groups[-1][0]) + 8:
+        longest = PADDING_ALLOWED * len(groups[-1][0]) + 8 if groups and mixed else len(groups[-1][0]) if groups else 0
+        if groups and len(row) <= longest:
             groups[-1].append(row)
         else:
             groups.append([row])
     return groups
 
 
-def _fail(rows: Sequence[_Row], error: Exception) -> None:
-    for batch in {id(row.batch): row.batch for row in rows}.values():
-        batch.settle(error)
+def _in_order(parts: Sequence[Read], order: Sequence[int]) -> Read:
+    """Batches that were read by length, as one reading in the order of the texts."""
+    rows = Rows.join([part.reading.rows for part in parts])
+    answered = torch.cat([part.answered for part in parts])
+    lengths = [length for part in parts for length in part.reading.lengths]
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    back = sorted(range(len(order)), key=order.__getitem__)
+    index = torch.cat([torch.arange(starts[place], starts[place + 1]) for place in back]).to(answered.device)
+    return Read(Reading(rows[index], tuple(lengths[place] for place in back)), answered[index])
+
+
+def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Any], item: tuple[int, int]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        loop.call_soon_threadsafe(news.put_nowait, item)
 
 
 def _settle(done: asyncio.Future[list[Answer]], outcome: list[Answer] | Exception) -> None:

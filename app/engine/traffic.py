@@ -1,6 +1,6 @@
 """A reservoir of the activations of answered requests: memory for fits where no memory file covers the traffic.
 
-Activations and the label that was answered, never texts. Only confident answers are kept: an answer that will be
+Activations and what was answered, label or token, never texts. Only confident answers are kept: an answer that will be
 reported as a mistake is more often an unsure one, and a remembered mistake would stand against its own correction.
 """
 
@@ -29,12 +29,14 @@ class Reservoir:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def offer(self, logits: Tensor, queries: Tensor, residuals: Tensor) -> None:
-        """Consider the rows of one batch: (n, labels), (n, hidden), (n, hidden), on the CPU."""
-        scores, labels = logits.float().softmax(-1).max(-1)
+    def offer(self, seen: Rows, confidence: float) -> None:
+        """Consider the rows of one answer, on the CPU; `confidence` is the least probability that it was given."""
+        if confidence < CONFIDENT:
+            return
         with self._lock:
-            for index in (scores >= CONFIDENT).nonzero().flatten().tolist():
-                self._offer_one((queries[index].clone(), residuals[index].clone(), int(labels[index])))
+            for index in range(len(seen)):
+                row = seen[index : index + 1]
+                self._offer_one((row.queries[0].clone(), row.residuals[0].clone(), int(row.labels[0])))
 
     def rows(self) -> Rows | None:
         """What is remembered now; None while that is nothing."""

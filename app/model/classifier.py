@@ -1,71 +1,44 @@
 """A deployed sequence classifier: texts to encodings, encodings to logits, logits to predictions.
 
-Encoding and decoding may run in any thread; `forward` and `readout` belong to the thread that owns the device.
-Knows nothing of edits: what happens at the site is decided by the `transform` of each call.
+See `deployed.Model` for what its methods promise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.errors import InputTooLong, UnknownLabel
+from app.errors import UnknownLabel
+from app.model.answers import Answered, Ask, Decoding, Encoding, Output, Prediction, Read
 from app.model.fingerprint import fingerprint
+from app.model.tokenizing import describe, max_tokens, padded, token_ids
 from editors.errors import UnsupportedModel
 from editors.site import Join, Pass, Site, Transform
+from editors.types import Reading, Rows
 
 ALL_SCORES_UP_TO = 20
 BEST_SCORES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """One text as token ids."""
-
-    input_ids: Tensor  # (tokens,) int64, on the CPU
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What one forward pass saw, one row an input, on the device."""
-
-    logits: Tensor  # (batch, labels)
-    queries: Tensor  # (batch, hidden), `q` at the position the head reads
-    residuals: Tensor  # (batch, hidden), `s` there, before the transform
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The answer to one input. `scores` holds every label up to 20 labels, else the 5 best."""
-
-    label: str
-    score: float
-    scores: Mapping[str, float]
 
 
 class Classifier:
     """A frozen Hugging Face sequence classifier with its site opened."""
 
     task = "classification"
+    mixes_lengths = True
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
         self.name = name
         self.labels = _labels(model)
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.device = model.device
-        self.max_tokens = _max_tokens(model, tokenizer)
+        self.max_tokens = max_tokens(model, tokenizer)
         self.fingerprint = fingerprint(
             model.state_dict(),
-            {"labels": self.labels, "tokenizer": _describe(tokenizer), "model": type(model).__name__},
+            {"labels": self.labels, "tokenizer": describe(tokenizer), "model": type(model).__name__},
         )
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
@@ -96,53 +69,73 @@ class Classifier:
             ) from None
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Token ids of each text. Raises InputTooLong for a text of more tokens than the model reads."""
-        encodings = [
-            Encoding(torch.tensor(ids, dtype=torch.int64))
-            for ids in self._tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        ]
-        for index, encoding in enumerate(encodings):
-            if len(encoding) > self.max_tokens:
-                raise InputTooLong(
-                    f"Input {index} has {len(encoding)} tokens; {self.name} reads at most {self.max_tokens}."
-                )
-        return encodings
+        return token_ids(self._tokenizer, texts, limit=self.max_tokens, model=self.name)
 
-    @torch.no_grad()
-    def forward(self, encodings: Sequence[Encoding], transform: Transform | None = None) -> Outputs:
-        """Run the model on one batch; `transform` maps (queries, residuals) to patched residuals."""
-        batch = self._batch(encodings)
-        with self._join.during(Pass(self._join.positions(batch["attention_mask"]), transform)) as call:
-            logits = self._model(**batch).logits
+    def target(self, text: str) -> str:
+        self.label_index(text)
+        return text
+
+    def wanted(self, encoding: Encoding, target: str) -> Tensor:
+        return torch.tensor([self.label_index(target)])
+
+    def run(self, asks: Sequence[Ask], transform: Transform) -> Generator[None, None, list[Output]]:
+        yield from ()  # one forward pass: there is nothing to stop at
+        logits, call = self._forward([ask.encoding for ask in asks], transform)
+        return self._outputs(asks, logits.cpu(), call)
+
+    def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
+        logits, call = self._forward(encodings)
         assert call.queries is not None
         assert call.residuals is not None
-        return Outputs(logits, call.queries, call.residuals)
+        labels = torch.cat(list(wanted)).to(self.device)
+        rows = Rows(call.queries, call.residuals, labels)
+        return Read(Reading(rows, (1,) * len(encodings)), logits.argmax(-1))
 
     def readout(self, residuals: Tensor) -> Tensor:
-        """Logits from residuals by norm and head alone: (n, hidden) -> (n, labels). Differentiable."""
         return self._join.readout(residuals)
 
-    def decode(self, logits: Tensor) -> list[Prediction]:
-        """Predictions from logits on the CPU, (n, labels)."""
+    def decode(self, asks: Sequence[Ask], outputs: Sequence[Output]) -> list[Answered]:
+        return [self._decoded(output.raw) for output in outputs]
+
+    def answered(self, output: Output) -> Tensor:
+        return output.raw.argmax(-1, keepdim=True)
+
+    def to_the_end(self, wanted: Tensor, *, at_least: int) -> Decoding | None:
+        return None
+
+    def show(self, answered: Tensor, upto: int) -> str:
+        return self.labels[int(answered[0])]
+
+    @torch.no_grad()
+    def _forward(self, encodings: Sequence[Encoding], transform: Transform | None = None) -> tuple[Tensor, Pass]:
+        batch = self._batch(encodings)
+        with self._join.during(Pass.at(self._join.positions(batch["attention_mask"]), transform)) as call:
+            logits: Tensor = self._model(**batch).logits
+        return logits, call
+
+    def _outputs(self, asks: Sequence[Ask], logits: Tensor, call: Pass) -> list[Output]:
+        """`logits` on the CPU."""
+        scores, labels = logits.float().softmax(-1).max(-1)
+        assert call.queries is not None
+        assert call.residuals is not None
+        seen: list[Rows | None] = [None] * len(asks)
+        if any(ask.remember for ask in asks):
+            rows = Rows(call.queries.cpu(), call.residuals.cpu(), labels)
+            seen = [rows[index : index + 1] if ask.remember else None for index, ask in enumerate(asks)]
+        return [Output(logits[index], 1, None, seen[index], float(scores[index])) for index in range(len(asks))]
+
+    def _decoded(self, logits: Tensor) -> Prediction:
+        """The prediction from logits on the CPU, (labels,)."""
         scores = logits.float().softmax(-1)
-        shown = len(self.labels) if len(self.labels) <= ALL_SCORES_UP_TO else BEST_SCORES
-        best = scores.topk(shown, dim=-1)
-        return [
-            self._prediction(values, indices)
-            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        best = scores.topk(len(self.labels) if len(self.labels) <= ALL_SCORES_UP_TO else BEST_SCORES)
+        return self._prediction(best.values.tolist(), best.indices.tolist())
 
     def _prediction(self, scores: list[float], indices: list[int]) -> Prediction:
         named = {self.labels[index]: score for index, score in zip(indices, scores, strict=True)}
         return Prediction(self.labels[indices[0]], scores[0], named)
 
     def _batch(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
-        ids = [encoding.input_ids for encoding in encodings]
-        batch = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self._pad),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        }
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return padded([each.input_ids for each in encodings], self._pad, device=self.device)
 
 
 def _labels(model: PreTrainedModel) -> tuple[str, ...]:
@@ -156,17 +149,3 @@ def _labels(model: PreTrainedModel) -> tuple[str, ...]:
     if len(set(labels)) < len(labels):
         raise UnsupportedModel(f"Two labels of {type(model).__name__} have the same name.")
     return labels
-
-
-def _max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """What both tokenizer and position embeddings can take; RoBERTa counts positions from padding_idx + 1."""
-    limit = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limit = int(module.num_embeddings) - int(module.padding_idx) - 1
-    return int(min(limit, tokenizer.model_max_length))
-
-
-def _describe(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))

@@ -2,14 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.utils import logging as transformers_logging
 
 from app.model.classifier import Classifier
+from app.model.conventions import DecoderOnly, EncoderDecoder
+from app.model.deployed import Model
+from app.model.generator import Generator
 from editors.errors import UnsupportedModel
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """How models of one task are recognised, loaded and opened."""
+
+    architectures: Collection[str]
+    auto: Any
+    open: Callable[..., Model]
+
+
+TASKS: Mapping[str, _Task] = {
+    "classification": _Task(
+        frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()),
+        AutoModelForSequenceClassification,
+        Classifier,
+    ),
+    "seq2seq": _Task(
+        frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()),
+        AutoModelForSeq2SeqLM,
+        partial(Generator, kind=EncoderDecoder),
+    ),
+    "causal": _Task(
+        frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()),
+        AutoModelForCausalLM,
+        partial(Generator, kind=DecoderOnly),
+    ),
+}
+"""By name; a model's architecture, as transformers registers it, says which is its own."""
 
 
 def load(
@@ -20,7 +69,7 @@ def load(
     task: str = "auto",
     device: str = "auto",
     dtype: str = "float32",
-) -> Classifier:
+) -> Model:
     """The model at `source`, a folder or a hub id, frozen, on its device and ready to run; `name` is how it is shown.
 
     Raises UnsupportedModel with a sentence that says what is missing.
@@ -29,11 +78,11 @@ def load(
     quieten()
     try:
         config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-        _check_task(where, config.architectures or [], task)
-        tokenizer = AutoTokenizer.from_pretrained(
+        chosen = _task(where, config.architectures or [], task)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             where, revision=revision, trust_remote_code=False, padding_side="right"
         )
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model: PreTrainedModel = chosen.auto.from_pretrained(
             where,
             config=config,
             revision=revision,
@@ -43,7 +92,7 @@ def load(
         )
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModel(f"The model {where} cannot be loaded: {error}") from error
-    return Classifier(model.to(pick_device(device)), tokenizer, name=name or where)
+    return chosen.open(model.to(pick_device(device)), tokenizer, name=name or where)  # type: ignore[arg-type]
 
 
 def quieten() -> None:
@@ -61,12 +110,16 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _check_task(where: str, architectures: list[str], task: str) -> None:
-    if task not in ("auto", "classification"):
-        raise UnsupportedModel(f"The task {task!r} is not supported; supported: classification.")
-    if not any(name.endswith("ForSequenceClassification") for name in architectures):
-        named = ", ".join(architectures) or "no architecture at all"
-        raise UnsupportedModel(
-            f"{where} declares {named} in its config.json; a sequence classifier "
-            "(...ForSequenceClassification) is needed."
-        )
+def _task(where: str, architectures: Sequence[str], task: str) -> _Task:
+    """The task of a model that declares these architectures. Raises UnsupportedModel."""
+    if task != "auto" and task not in TASKS:
+        raise UnsupportedModel(f"The task {task!r} is not supported; supported: {', '.join(TASKS)}.")
+    wanted = TASKS if task == "auto" else {task: TASKS[task]}
+    for found in wanted.values():
+        if any(name in found.architectures for name in architectures):
+            return found
+    named = ", ".join(architectures) or "no architecture at all"
+    raise UnsupportedModel(
+        f"{where} declares {named} in its config.json; an architecture for {' or '.join(wanted)} is needed "
+        "(such as BertForSequenceClassification, BartForConditionalGeneration or LlamaForCausalLM)."
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.device import DeviceThread
+from app.engine.device import MOST_RUNNING, DeviceThread
 
 
 class Texts:
@@ -17,13 +17,21 @@ class Texts:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.done: list[str] = []
         self.go = threading.Event()
         self.go.set()
         self.ran = threading.Semaphore(0)
 
-    def run(self, rows: Sequence[str]) -> None:
+    def run(self, rows: Sequence[str]) -> list[Iterator[None]]:
+        return [self.batch(rows)]
+
+    def batch(self, rows: Sequence[str]) -> Iterator[None]:
+        """A text takes as many slices as it has exclamation marks, and one more."""
         self.go.wait()
         self.batches.append(list(rows))
+        for _ in range(max(row.count("!") for row in rows)):
+            yield
+        self.done.extend(rows)
         self.ran.release(len(rows))
 
     def wait_for(self, rows: int) -> None:
@@ -52,6 +60,52 @@ def test_what_waits_forms_the_next_batch_up_to_its_limit(device: DeviceThread[st
     texts.go.set()
     texts.wait_for(6)
     assert texts.batches[-2:] == [["a", "b", "c", "d"], ["e"]] or texts.batches[0] == ["first", "a", "b", "c"]
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one(device: DeviceThread[str], texts: Texts) -> None:
+    device.submit(["long" + "!" * 100_000])
+    while not texts.batches:
+        device.call(lambda: None).result(10)
+    device.submit(["short!"])
+    texts.wait_for(2)
+    assert texts.done[0] == "short!"
+
+
+def test_beyond_so_many_running_batches_rows_wait_and_become_one(device: DeviceThread[str], texts: Texts) -> None:
+    release = threading.Event()
+
+    def held(rows: Sequence[str]) -> Iterator[None]:
+        texts.batches.append(list(rows))
+        while not release.is_set():
+            yield
+        texts.ran.release(len(rows))
+
+    texts.batch = held  # type: ignore[method-assign]
+    for number in range(MOST_RUNNING):
+        device.submit([f"running {number}"])
+        while len(texts.batches) <= number:
+            device.call(lambda: None).result(10)
+    device.submit(["waits"])
+    device.submit(["waits too"])
+    device.call(lambda: None).result(10)
+    release.set()
+    texts.wait_for(MOST_RUNNING + 2)
+    assert texts.batches[-1] == ["waits", "waits too"]
+
+
+def test_a_fit_gets_on_between_the_tokens_of_a_long_answer(device: DeviceThread[str], texts: Texts) -> None:
+    endless = threading.Event()
+
+    def writing(rows: Sequence[str]) -> Iterator[None]:
+        while not endless.is_set():
+            yield
+        texts.ran.release(len(rows))
+
+    texts.batch = writing  # type: ignore[method-assign]
+    device.submit(["text"])
+    assert device.work(iter_then(20), lambda _: None).result(10) == 20
+    endless.set()
+    texts.wait_for(1)
 
 
 def test_a_job_returns_its_value_and_tells_each_slice(device: DeviceThread[str]) -> None:

@@ -11,9 +11,10 @@ import torch
 import transformers
 
 from app.errors import InputTooLong, UnknownLabel
-from app.model import Classifier, load
+from app.model import Ask, Classifier, load
 from editors.errors import UnsupportedModel
 from tests.app.conftest import Caller, sentence, settings_in, started
+from tests.app.running import run
 from tests.deployed import LABELS, deploy
 
 FAMILIES = ("Bert", "Roberta", "DistilBert")
@@ -21,13 +22,16 @@ FAMILIES = ("Bert", "Roberta", "DistilBert")
 
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Classifier:
-    return load(deploy(tmp_path, family=request.param), device="cpu")
+    loaded = load(deploy(tmp_path, family=request.param), device="cpu")
+    assert isinstance(loaded, Classifier)
+    return loaded
 
 
 def test_logits_are_those_of_transformers_itself(model: Classifier, tmp_path: Path) -> None:
     texts = [sentence(number) for number in range(6)]
     pipeline = transformers.pipeline("text-classification", str(tmp_path), top_k=None, device="cpu")
-    ours = model.decode(model.forward(model.encode(texts)).logits)
+    asks = [Ask(encoding) for encoding in model.encode(texts)]
+    ours = model.decode(asks, run(model, asks))
     for theirs, prediction in zip(pipeline(texts), ours, strict=True):
         expected = {each["label"]: each["score"] for each in theirs}
         assert prediction.scores == pytest.approx(expected, abs=1e-6)
@@ -35,8 +39,10 @@ def test_logits_are_those_of_transformers_itself(model: Classifier, tmp_path: Pa
 
 
 def test_norm_and_head_alone_give_the_logits_of_the_whole_model(model: Classifier) -> None:
-    outputs = model.forward(model.encode([sentence(number) for number in range(7)]))
-    assert torch.equal(model.readout(outputs.residuals), outputs.logits)
+    asks = [Ask(encoding, remember=True) for encoding in model.encode([sentence(number) for number in range(7)])]
+    outputs = run(model, asks)
+    residuals = torch.cat([output.seen.residuals for output in outputs if output.seen is not None])
+    assert torch.equal(model.readout(residuals), torch.stack([output.raw for output in outputs]))
 
 
 def test_the_loop_closes_on_every_family(tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -54,7 +60,8 @@ def test_the_loop_closes_on_every_family(tmp_path: Path, request: pytest.Fixture
 def test_a_text_is_read_up_to_the_last_token_that_the_model_has_a_position_for(model: Classifier) -> None:
     longest = " ".join(["w1"] * (model.max_tokens - 2))
     assert model.max_tokens == 40
-    assert model.forward(model.encode([longest])).logits.shape == (1, len(LABELS))
+    (output,) = run(model, [Ask(encoding) for encoding in model.encode([longest])])
+    assert output.raw.shape == (len(LABELS),)
     with pytest.raises(InputTooLong, match=r"has 41 tokens; .* reads at most 40"):
         model.encode([longest + " w1"])
 
@@ -93,7 +100,7 @@ def test_a_model_without_safetensors_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM .* a sequence classifier .* is needed"),
+        ({"architectures": ["BertForMaskedLM"]}, "declares BertForMaskedLM .* an architecture for .* is needed"),
         ({"architectures": None}, "no architecture at all"),
         ({"problem_type": "multi_label_classification"}, "does not choose one label"),
         ({"model_type": "unheard-of"}, "cannot be loaded"),

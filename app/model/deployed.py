@@ -1,0 +1,74 @@
+"""What every deployed model can do, whatever its task."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from app.model.answers import Answered, Ask, Decoding, Encoding, Output, Read
+from editors.site import Site, Transform
+
+
+class Model(Protocol):
+    """A frozen Hugging Face model with its tokenizer, its task and its site.
+
+    `encode`, `wanted` and `decode` may run in any thread; `run`, `read` and `readout` belong to the one that owns the
+    device. Knows nothing of edits: what happens at the site is decided by the `transform` of each run.
+    """
+
+    task: str
+    name: str
+    labels: tuple[str, ...]
+    """What a classifier can answer; none of a generating model."""
+    dtype: str
+    device: torch.device
+    fingerprint: str
+    max_tokens: int
+    """The most tokens of an input."""
+    mixes_lengths: bool
+    """Whether inputs of different lengths may share a batch."""
+
+    @property
+    def site(self) -> Site:
+        """Where overlays of the last feed-forward layer meet this model."""
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of queries and residuals."""
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Token ids of each text. Raises InputTooLong for a text of more tokens than the model reads."""
+
+    def target(self, text: str) -> str:
+        """A wanted answer as it is kept: without what makes no difference to this model. Raises UnknownLabel."""
+
+    def wanted(self, encoding: Encoding, target: str) -> Tensor:
+        """What the head should say at each position of the answer: (positions,) int64.
+
+        Raises UnknownLabel; for generating models InputTooLong for an answer of more tokens than there is room for, and
+        UnwritableTarget for one that the tokenizer cannot write.
+        """
+
+    def run(self, asks: Sequence[Ask], transform: Transform) -> Generator[None, None, list[Output]]:
+        """Answer one batch, yielding wherever other work may run; `transform` sees one row an ask, in their order."""
+
+    def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
+        """What the unedited model computes when it is fed the wanted answers: one row a position."""
+
+    def readout(self, residuals: Tensor) -> Tensor:
+        """Logits from residuals by norm and head alone: (n, hidden) -> (n, labels). Differentiable."""
+
+    def decode(self, asks: Sequence[Ask], outputs: Sequence[Output]) -> list[Answered]:
+        """Answers from what was asked and what came out."""
+
+    def answered(self, output: Output) -> Tensor:
+        """What the head said at each position of an answer, as `wanted` gives it: (positions,) int64."""
+
+    def to_the_end(self, wanted: Tensor, *, at_least: int) -> Decoding | None:
+        """Greedy decoding with room for the answer `wanted`, and for so many tokens; None for a classifier."""
+
+    def show(self, answered: Tensor, upto: int) -> str:
+        """The answer that positions 0 to `upto` say, for people: (positions,) int64 -> text."""

@@ -1,0 +1,264 @@
+"""A deployed model that writes text, encoder-decoder or decoder-only.
+
+Decoding is transformers' own `generate`, run in slices (`slices`) with hooks between the tokens (`steps`). Overlays act
+on the position that says the next token: one position a row and a pass, of a prompt the last one alone.
+See `deployed.Model` for what the methods promise.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator as Iterating
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jinja2.exceptions import TemplateError
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
+
+from app.errors import InputTooLong, Unprocessable
+from app.model.answers import Answered, Ask, Decoding, Encoding, Generation, Output, Read
+from app.model.conventions import Convention, end_tokens
+from app.model.fingerprint import fingerprint
+from app.model.slices import Pause, in_slices
+from app.model.steps import Confidence, Draw, Steps, first_stop
+from app.model.tokenizing import describe
+from editors.site import Join, Pass, Site, Transform
+from editors.types import Reading, Rows
+
+PROBES = ("a", "a b c a b c")
+UNFINISHED = "�"
+"""What a decoder shows for a character of which bytes are missing."""
+
+
+class Generator:
+    """A frozen Hugging Face language model with its site opened."""
+
+    labels: tuple[str, ...] = ()
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: type[Any], *, name: str
+    ) -> None:
+        """kind: `conventions.EncoderDecoder` or `DecoderOnly`."""
+        self.name = name
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.device = model.device
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._ends = end_tokens(model, tokenizer)
+        self._convention: Convention = kind(model, tokenizer, self._ends)
+        self.task = self._convention.task
+        self.max_tokens = self._convention.max_tokens
+        model.generation_config = _greedy(model.generation_config, tokenizer, self._ends)
+        self.mixes_lengths = self.task == "seq2seq" or not _counts_padding(model.generation_config)
+        self.fingerprint = fingerprint(
+            model.state_dict(),
+            {
+                "tokenizer": describe(tokenizer),
+                "model": type(model).__name__,
+                "generation": _described(model.generation_config),
+            },
+        )
+        self._join = Join.open(model, self._probe())
+
+    @property
+    def site(self) -> Site:
+        return self._join.site
+
+    @property
+    def hidden_size(self) -> int:
+        return self._join.site.hidden
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer says how a conversation becomes a prompt."""
+        return bool(self._tokenizer.chat_template)
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        return self._convention.encode(texts, self.name)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt of a conversation, by the tokenizer's chat template. Raises Unprocessable."""
+        if not self.has_chat_template:
+            raise Unprocessable(f"messages: {self.name} has no chat template; use a completion of a prompt.")
+        try:
+            prompt = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise Unprocessable(f"messages: the chat template of {self.name} refuses them: {error}.") from error
+        assert isinstance(prompt, str)
+        return prompt
+
+    def encoding(self, tokens: Sequence[int]) -> Encoding:
+        """An input that is given as token ids. Raises Unprocessable for ids that are none, and InputTooLong."""
+        known = self._model.get_input_embeddings().num_embeddings
+        unknown = next((token for token in tokens if not 0 <= token < known), None)
+        if unknown is not None:
+            raise Unprocessable(f"{self.name} has no token {unknown}; its tokens are 0 to {known - 1}.")
+        if len(tokens) > self.max_tokens:
+            raise InputTooLong(f"The input has {len(tokens)} tokens; {self.name} reads at most {self.max_tokens}.")
+        return Encoding(torch.tensor(list(tokens), dtype=torch.int64))
+
+    def read_back(self, encoding: Encoding) -> str:
+        """The text of an input."""
+        return self._convention.text(Encoding(torch.zeros(0, dtype=torch.int64)), encoding.input_ids.tolist())
+
+    def room(self, encoding: Encoding) -> int:
+        """The most tokens that the answer to this input may have."""
+        return self._convention.room(encoding)
+
+    def target(self, text: str) -> str:
+        return self._convention.target(text)
+
+    def wanted(self, encoding: Encoding, target: str) -> Tensor:
+        return self._convention.wanted(encoding, target)
+
+    def run(self, asks: Sequence[Ask], transform: Transform) -> Iterating[None, None, list[Output]]:
+        return in_slices(lambda pause: self._generate(asks, transform, pause))
+
+    @torch.no_grad()
+    def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
+        fed = self._convention.feed(encodings, wanted)
+        with self._join.during(Pass.where(fed.chosen)) as call:
+            logits = self._model(**fed.inputs, use_cache=False).logits
+        assert call.queries is not None
+        assert call.residuals is not None
+        rows = Rows(call.queries, call.residuals, torch.cat(list(wanted)).to(self.device))
+        return Read(Reading(rows, tuple(map(len, wanted))), logits[call.rows, call.columns].argmax(-1))
+
+    def readout(self, residuals: Tensor) -> Tensor:
+        return self._join.readout(residuals)
+
+    def decode(self, asks: Sequence[Ask], outputs: Sequence[Output]) -> list[Answered]:
+        return [self._decoded(ask, output) for ask, output in zip(asks, outputs, strict=True)]
+
+    def answered(self, output: Output) -> Tensor:
+        ended = output.positions > len(output.raw)
+        return torch.cat([output.raw, torch.tensor(self._ends[:1])]) if ended else output.raw
+
+    def to_the_end(self, wanted: Tensor, *, at_least: int) -> Decoding | None:
+        return Decoding(max_new_tokens=max(len(wanted), at_least))
+
+    def show(self, answered: Tensor, upto: int) -> str:
+        nothing = Encoding(torch.zeros(0, dtype=torch.int64))
+        text = self._convention.text(nothing, answered[: upto + 1].tolist())
+        return text.strip() + ("" if upto + 1 == len(answered) else "…")
+
+    def pieces(self, encoding: Encoding) -> Pieces:
+        """Turns the tokens of one answer into pieces of text as they come."""
+        return Pieces(self._tokenizer, encoding if self.task == "causal" else None)
+
+    def _generate(self, asks: Sequence[Ask], transform: Transform, pause: Pause) -> list[Output]:
+        """One batch by transformers' `generate`, greedy but for the rows that draw."""
+        encodings = [ask.encoding for ask in asks]
+        rooms = [min(_decoding(ask).max_new_tokens, self._convention.room(ask.encoding)) for ask in asks]
+        steps = Steps(asks, rooms, self._ends, lambda row: self._text(asks[row], steps.tokens[row]), pause)
+        confidence, seen = Confidence(), list[tuple[Tensor, Tensor]]()
+        remember = any(ask.remember for ask in asks)
+
+        def at_the_site(queries: Tensor, residuals: Tensor) -> Tensor:
+            if remember:
+                seen.append((queries, residuals))
+            return transform(queries, residuals)
+
+        last = Pass.at(torch.full((len(asks),), -1, device=self.device), at_the_site)
+        with self._join.during(last):
+            self._model.generate(
+                **self._convention.inputs(encodings),
+                max_new_tokens=max(rooms),
+                logits_processor=LogitsProcessorList([*([confidence] if remember else []), Draw(asks)]),
+                stopping_criteria=StoppingCriteriaList([steps]),
+            )
+        return [self._output(row, ask, steps, confidence, seen) for row, ask in enumerate(asks)]
+
+    def _output(
+        self, row: int, ask: Ask, steps: Steps, confidence: Confidence, seen: Sequence[tuple[Tensor, Tensor]]
+    ) -> Output:
+        tokens, reason, count = steps.tokens[row], steps.finish_reasons[row], steps.positions(row)
+        raw = torch.tensor(tokens, dtype=torch.int64)
+        if not ask.remember:
+            return Output(raw, count, reason)
+        queries, residuals = (torch.stack([pair[side][row] for pair in seen[:count]]).cpu() for side in (0, 1))
+        labels = torch.tensor([*tokens, self._ends[0]][:count], dtype=torch.int64)
+        least = min(float(step[row]) for step in confidence.steps[:count])
+        return Output(raw, count, reason, Rows(queries, residuals, labels), least)
+
+    def _decoded(self, ask: Ask, output: Output) -> Generation:
+        assert output.finish_reason is not None
+        text = self._text(ask, output.raw.tolist())
+        return Generation(text[: first_stop(text, _decoding(ask).stop)], output.finish_reason)
+
+    def _text(self, ask: Ask, tokens: Sequence[int]) -> str:
+        return self._convention.text(ask.encoding, tokens)
+
+    def _probe(self) -> dict[str, Tensor]:
+        """Two inputs of different lengths, padded on the right, with a few tokens of an answer each."""
+        encodings = self._convention.encode(PROBES, self.name)
+        answers = [torch.full((2 + index,), self._ends[0]) for index in range(len(encodings))]
+        return self._convention.feed(encodings, answers).inputs
+
+
+class Pieces:
+    """The tokens of one answer as text, piece by piece; a piece ends where a character does."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Encoding | None) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise Unprocessable("stream: this model's tokenizer cannot write an answer piece by piece.")
+        self._backend = backend
+        ids = [] if prompt is None else prompt.input_ids.tolist()
+        self._stream = DecodeStream(ids=ids, skip_special_tokens=True)
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        return self._stream.step(self._backend, token) or ""
+
+
+def _decoding(ask: Ask) -> Decoding:
+    assert ask.decoding is not None, "a generating model is asked without saying how to decode"
+    return ask.decoding
+
+
+def _greedy(
+    given: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+) -> GenerationConfig:
+    """The model's own settings of decoding, but greedy: no draws, no beams, no end forced where a length is reached."""
+    config = copy.deepcopy(given) if given is not None else GenerationConfig()
+    for name in _NOT_GREEDY:
+        setattr(config, name, None)
+    config.eos_token_id = list(ends)
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    config.use_cache = True
+    return config
+
+
+_NOT_GREEDY = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("num_beams", "num_beam_groups", "early_stopping", "length_penalty", "diversity_penalty", "num_return_sequences"),
+    *("penalty_alpha", "forced_eos_token_id", "max_length", "max_new_tokens", "max_time", "stop_strings"),
+)
+
+
+def _counts_padding(config: GenerationConfig) -> bool:
+    """Whether a setting looks at all tokens so far: of a padded prompt it would see the padding."""
+    if (config.repetition_penalty or 1.0) != 1.0 or config.exponential_decay_length_penalty is not None:
+        return True
+    return any((getattr(config, name) or 0) > 0 for name in ("no_repeat_ngram_size", "min_length"))
+
+
+def _described(config: GenerationConfig) -> dict[str, Any]:
+    """What a setting of decoding can change about answers; not which version of the library wrote it."""
+    return {name: value for name, value in config.to_diff_dict().items() if name not in _OF_THE_LIBRARY}
+
+
+_OF_THE_LIBRARY = ("transformers_version", "_from_model_config")

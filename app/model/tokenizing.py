@@ -1,0 +1,62 @@
+"""What all tasks do with a tokenizer: ids of texts, batches, the most tokens that model and tokenizer take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from app.errors import InputTooLong
+from app.model.answers import Encoding
+
+UNLIMITED = 2**20
+"""Tokenizers say 10^30 where they know no limit."""
+
+
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, limit: int, model: str, special: bool = True
+) -> list[Encoding]:
+    """Token ids of each text, with the tokenizer's special tokens or without. Raises InputTooLong."""
+    encodings = [
+        Encoding(torch.tensor(ids, dtype=torch.int64))
+        for ids in tokenizer(list(texts), truncation=False, verbose=False, add_special_tokens=special)["input_ids"]
+    ]
+    for index, encoding in enumerate(encodings):
+        if len(encoding) > limit:
+            raise InputTooLong(f"Input {index} has {len(encoding)} tokens; {model} reads at most {limit}.")
+    return encodings
+
+
+def padded(
+    ids: Sequence[Tensor], pad: int, *, device: torch.device, side: Literal["left", "right"] = "right"
+) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, (batch, tokens) each."""
+    ones = [torch.ones_like(row) for row in ids]
+    batch = {
+        "input_ids": pad_sequence(list(ids), batch_first=True, padding_value=pad, padding_side=side),
+        "attention_mask": pad_sequence(ones, batch_first=True, padding_side=side),
+    }
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """What both tokenizer and position embeddings can take; RoBERTa counts positions from padding_idx + 1."""
+    config = model.config
+    limit = next(
+        (found for name in ("max_position_embeddings", "n_positions") if (found := getattr(config, name, None))),
+        UNLIMITED,
+    )
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limit = int(module.num_embeddings) - int(module.padding_idx) - 1
+    return int(min(limit, tokenizer.model_max_length, UNLIMITED))
+
+
+def describe(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that decides how texts become tokens, for the fingerprint."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
