@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from app.editing.outcome import Answers, Encoded
 from app.engine import Engine
@@ -23,7 +25,7 @@ class Finding:
     detail: str
 
 
-async def audit(ledger: Ledger, engine: Engine, follower: Follower) -> list[Finding]:
+async def audit(ledger: Ledger, engine: Engine, follower: Follower, *, new_tokens: int) -> list[Finding]:
     """Hash chains and patches by the store's own check, then every edit that is live, answered again."""
     findings = [Finding(flaw.where, False, flaw.what) for flaw in ledger.verify()]
     try:
@@ -33,17 +35,26 @@ async def audit(ledger: Ledger, engine: Engine, follower: Follower) -> list[Find
     if not findings:
         sound = f"History, revisions 0 to {live.revision} and every patch match their hashes."
         findings.append(Finding("ledger", True, sound))
-    return findings + [await _answered_again(ledger.edit(edit_id), engine) for edit_id in live.live_edits()]
+    return findings + [await _answered_again(ledger.edit(edit_id), engine, new_tokens) for edit_id in live.live_edits()]
 
 
-async def _answered_again(record: EditRecord, engine: Engine) -> Finding:
+async def _answered_again(record: EditRecord, engine: Engine, new_tokens: int) -> Finding:
     """The edit's input under the revision for which its answer was recorded: when it was last judged to go live."""
     assert record.after is not None
     judged = [row.detail["revision"] for row in record.history if row.event in ("live", "reapplied")][-1]
     encoded = Encoded.of(engine.model, record.draft)
-    now = (await Answers.under(engine, encoded, engine.live.view(as_of=judged))).prediction
-    then = record.after["prediction"]
-    same = now.label == then["label"] and abs(now.score - then["score"]) <= TOLERANCE
-    said = f"{then['label']} ({then['score']:.6f})"
-    detail = f"answers {said} as recorded" if same else f"recorded {said}, answers {now.label} ({now.score:.6f})"
+    view = engine.live.view(as_of=judged)
+    now = (await Answers.under(engine, encoded, view, new_tokens=new_tokens)).prediction
+    then, said = record.after["prediction"], _said(asdict(now))
+    same = _said(then, short=True) == _said(asdict(now), short=True)
+    same = same and abs(then.get("score", 0.0) - getattr(now, "score", 0.0)) <= TOLERANCE
+    detail = f"answers {said} as recorded" if same else f"recorded {_said(then)}, answers {said}"
     return Finding(f"edit {record.id}", same, f"{record.draft.input!r} {detail}.")
+
+
+def _said(prediction: Mapping[str, Any], *, short: bool = False) -> str:
+    """A recorded answer, with its score unless `short`."""
+    if "text" in prediction:
+        return repr(prediction["text"])
+    label = str(prediction["label"])
+    return label if short else f"{label} ({prediction['score']:.6f})"

@@ -60,8 +60,8 @@ class Follower:
         patches = [self._checked(patch, data) for patch, data in self._read(changes)]
         activations = self._ledger.activations([patch.edit_id for patch in changes.patches])
         for patch in changes.patches:
-            rows = codec.decode_rows(activations[patch.edit_id]).to(self._engine.model.device)
-            self._memory.learn_edit(patch.edit_id, patch.input_key, rows)
+            reading = codec.decode_rows(activations[patch.edit_id]).to(self._engine.model.device)
+            self._memory.edits.put(patch.edit_id, patch.input_key, reading)
         return Live(changes.head, live.overlay.extend(patches), _entries(live, changes))
 
     def _read(self, changes: Changes) -> list[tuple[LedgerPatch, bytes]]:

@@ -2,7 +2,9 @@
 
 The guard and all live edits are judged on stored activations: their queries do not depend on any patch of the last
 feed-forward layer, so a new patch is one product with them, and only rows on which it fires are read out again.
-Runs on the device thread; keeps, between calls, how those rows stand under the live revision.
+A text that is written is unchanged exactly when at every one of its positions the same token leads.
+Runs on the device thread; keeps, between calls, how those rows stand under the live revision, and computes anew only
+the rows on which a patch fires that came or went.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from torch import Tensor
 
 from app.engine import Live
 from app.memory import Memory
-from editors.types import Overlay, Readout, Rows
+from app.model import Model
+from editors.types import Overlay, Rows
 
 LISTED = 100
 """Failures listed of one gate."""
-CHUNK = 4096
-"""Rows in one readout."""
+CHUNK = 512
+"""Rows in one readout: of a vocabulary of 150,000 that is 300 MB of logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +94,6 @@ class Exemption:
     input_keys: frozenset[str] = frozenset()
 
 
-@dataclass(slots=True)
-class _Standing:
-    """How the judged rows stand under one revision: the guard's rows first, then one row a live edit."""
-
-    revision: int
-    edit_ids: list[str]
-    queries: Tensor  # (rows, hidden)
-    residuals: Tensor  # (rows, hidden), with the revision's patches
-    labels: Tensor  # (rows,), what is answered
-    wanted: Tensor  # (rows,), what should be
-
-
 @dataclass(frozen=True, slots=True)
 class Judged:
     """A verdict, and the rows that a next round of the fit should remember."""
@@ -114,113 +105,154 @@ class Judged:
 class Judge:
     """Measures what a change of the live patches does to the guard and to every live edit."""
 
-    def __init__(self, memory: Memory, readout: Readout, labels: Sequence[str], required: Required) -> None:
+    def __init__(self, memory: Memory, model: Model, required: Required) -> None:
         self.required = required
         self._memory = memory
-        self._readout = readout
-        self._labels = labels
-        self._standing: _Standing | None = None
+        self._model = model
+        known = memory.guard.reading
+        self._guard_owners = known.owners().to(known.rows.labels.device)
+        self._guard = _Standing(known.rows, known.rows.labels)  # under revision 0
+        self._edits = _Standing(memory.edits.shown.rows, memory.edits.shown.rows.labels)
+        self._alive = torch.zeros(0, dtype=torch.bool)
 
     def of_patch(self, live: Live, fresh: Overlay, *, replaced: str | None, exempt: Exemption) -> Judged:
         """What one more patch does. fresh: an overlay of that patch alone. replaced: the edit it supersedes."""
-        now = self._stand(live)
-        before = now if replaced is None else self._under(live, _without(live, replaced), now)
-        view = torch.zeros(len(before.queries), dtype=torch.int64, device=before.queries.device)
-        alive = torch.ones(1, 1, dtype=torch.bool, device=before.queries.device)
-        residuals, firing = fresh.apply(before.queries, before.residuals, alive, view)
-        touched = firing.rows.unique()
-        labels = before.labels.clone()
-        labels[touched] = self._answers(residuals[touched])
-        guard = len(self._memory.guard)
-        fires = int((touched < guard).sum()) / guard if guard else 0.0
-        gates = [
-            *self._gates(now, labels, exempt),
-            Gate("guard_fires", fires, self.required.guard_fires, at_most=True),
-        ]
-        return Judged(Verdict(tuple(gates)), self._offended(now, labels, exempt))
+        self._stand(live)
+        alive = live.alive if replaced is None else _without(live, replaced)
+        guard, edits = (self._would(part, live, alive, fresh) for part in (self._guard, self._edits))
+        touched = self._guard_owners[_rows_fired_on(fresh, [0], self._guard.rows)].unique()
+        fires = len(touched) / len(self._memory.guard) if len(self._memory.guard) else 0.0
+        gates, offended = self._judged(live, guard, edits, exempt)
+        return Judged(Verdict((*gates, Gate("guard_fires", fires, self.required.guard_fires, at_most=True))), offended)
 
     def of_alive(self, live: Live, alive: Tensor, *, exempt: Exemption) -> Judged:
         """What it does to serve the patches `alive` (a mask over the overlay) instead of the live ones."""
-        now = self._stand(live)
-        labels = self._under(live, alive, now).labels
-        return Judged(Verdict(tuple(self._gates(now, labels, exempt))), self._offended(now, labels, exempt))
+        self._stand(live)
+        guard, edits = (self._would(part, live, alive) for part in (self._guard, self._edits))
+        gates, offended = self._judged(live, guard, edits, exempt)
+        return Judged(Verdict(gates), offended)
 
-    def _gates(self, now: _Standing, labels: Tensor, exempt: Exemption) -> list[Gate]:
-        return [self._others(now, labels, exempt), self._guard(now, labels, exempt)]
+    def _judged(self, live: Live, guard: Tensor, edits: Tensor, exempt: Exemption) -> tuple[tuple[Gate, Gate], Rows]:
+        """The gates of what would be answered, (rows,) each, and the rows that would be wrong."""
+        others, broken = self._others_hold(live, edits, exempt)
+        unchanged, changed = self._guard_unchanged(guard, exempt)
+        return (others, unchanged), Rows.join([self._guard.rows[changed], self._edits.rows[broken]])
 
-    def _others(self, now: _Standing, labels: Tensor, exempt: Exemption) -> Gate:
-        """Every other live edit that held still holds."""
-        guard = len(self._memory.guard)
-        judged = now.labels[guard:] == now.wanted[guard:]
-        judged[[index for index, edit_id in enumerate(now.edit_ids) if edit_id in exempt.edit_ids]] = False
-        broken = judged & (labels[guard:] != now.wanted[guard:])
+    def _others_hold(self, live: Live, answers: Tensor, exempt: Exemption) -> tuple[Gate, Tensor]:
+        """Every other live edit that held still holds. Also which rows of the other live edits are wrong now."""
+        shelved = self._memory.edits.shown
+        judged = shelved.flags(live.live_edits()) & ~shelved.flags(exempt.edit_ids)
+        wrong = (answers != shelved.rows.labels) & judged[shelved.owners]
+        failed_before, fail_now = (
+            _flags(shelved.owners[(said != shelved.rows.labels) & shelved.own], shelved.edits)
+            for said in (self._edits.answers, answers)
+        )
+        judged &= ~failed_before
         failures = [
             {
-                "edit_id": now.edit_ids[index],
-                "wanted": self._label(now.wanted[guard + index]),
-                "now": self._label(labels[guard + index]),
+                "edit_id": shelved.edit_ids[number],
+                **self._said(shelved.rows.labels, answers, (shelved.owners == number) & shelved.own, wanted="wanted"),
             }
-            for index in broken.nonzero().flatten().tolist()
+            for number in (judged & fail_now).nonzero().flatten().tolist()
         ]
-        return Gate.share("other_edits_hold", int(judged.sum()), required=1.0, failures=failures)
+        return Gate.share("other_edits_hold", int(judged.sum()), required=1.0, failures=failures), wrong
 
-    def _guard(self, now: _Standing, labels: Tensor, exempt: Exemption) -> Gate:
-        """The guard answers as the unedited model does."""
-        changed = self._changed_guard(now, labels, exempt)
-        guard = self._memory.guard
+    def _guard_unchanged(self, answers: Tensor, exempt: Exemption) -> tuple[Gate, Tensor]:
+        """The guard answers as the unedited model does. Also which rows of it do not."""
+        guard, wanted = self._memory.guard, self._guard.rows.labels
+        wrong = answers != wanted
+        changed = _flags(self._guard_owners[wrong], len(guard))
+        for text in changed.nonzero().flatten().tolist():
+            changed[text] = self._memory.guard_keys[text] not in exempt.input_keys
         failures = [
-            {"input": guard.texts[row], "was": self._label(now.wanted[row]), "now": self._label(labels[row])}
-            for row in changed
+            {"input": guard.texts[text], **self._said(wanted, answers, self._guard_owners == text, wanted="was")}
+            for text in changed.nonzero().flatten().tolist()
         ]
-        return Gate.share("guard_unchanged", len(guard), required=self.required.guard, failures=failures)
+        gate = Gate.share("guard_unchanged", len(guard), required=self.required.guard, failures=failures)
+        return gate, wrong & changed[self._guard_owners]
 
-    def _changed_guard(self, now: _Standing, labels: Tensor, exempt: Exemption) -> list[int]:
-        guard = len(self._memory.guard)
-        changed = (labels[:guard] != now.wanted[:guard]).nonzero().flatten().tolist()
-        return [row for row in changed if self._memory.guard_keys[row] not in exempt.input_keys]
+    def _said(self, right: Tensor, now: Tensor, rows: Tensor, *, wanted: str) -> dict[str, str]:
+        """The answer that the rows of one text should give, and the one they give, as far as the first mistake."""
+        right, now = right[rows], now[rows]
+        first = int((now != right).int().argmax())
+        return {wanted: self._model.show(right, len(right) - 1), "now": self._model.show(now, first)}
 
-    def _offended(self, now: _Standing, labels: Tensor, exempt: Exemption) -> Rows:
-        """Rows that the change turns wrong, for the next round's memory."""
-        wrong = labels != now.wanted
-        guard = len(self._memory.guard)
-        wrong[:guard] = False
-        wrong[self._changed_guard(now, labels, exempt)] = True
-        for index, edit_id in enumerate(now.edit_ids):
-            if edit_id in exempt.edit_ids:
-                wrong[guard + index] = False
-        return Rows(now.queries[wrong], now.residuals[wrong], now.wanted[wrong])
+    def _stand(self, live: Live) -> None:
+        """Make the standings those of `live`, computing only what the last change of revision could have changed."""
+        alive = live.alive
+        before = torch.zeros_like(alive)
+        before[: len(self._alive)] = self._alive
+        for part in (self._guard, self._edits):
+            learned = part.grow(self._memory.edits.shown.rows) if part is self._edits else 0
+            rows = _rows_fired_on(live.overlay, _differing(before, alive), part.rows)
+            fresh = torch.arange(len(part.answers) - learned, len(part.answers), device=rows.device)
+            part.answers = self._answers(part, torch.cat([rows, fresh]).unique(), live, alive)
+        self._alive = alive
 
-    def _stand(self, live: Live) -> _Standing:
-        """How the judged rows stand under `live`; computed again only for what a revision changed."""
-        standing = self._standing
-        if standing is not None and standing.revision == live.revision:
-            return standing
-        edit_ids = live.live_edits()
-        guard = self._memory.guard.rows
-        rows = Rows.join([guard, *(self._memory.edit(edit_id)[:1] for edit_id in edit_ids)])
-        self._standing = self._under(
-            live,
-            live.alive,
-            _Standing(live.revision, edit_ids, rows.queries, rows.residuals, rows.labels, rows.labels),
-        )
-        return self._standing
-
-    def _under(self, live: Live, alive: Tensor, rows: _Standing) -> _Standing:
-        """The same rows under the patches `alive`, from the unpatched residuals."""
-        unpatched = Rows.join(
-            [self._memory.guard.rows, *(self._memory.edit(edit_id)[:1] for edit_id in rows.edit_ids)]
-        ).residuals
-        view = torch.zeros(len(rows.queries), dtype=torch.int64, device=rows.queries.device)
-        residuals, _ = live.overlay.apply(rows.queries, unpatched, alive.unsqueeze(0).to(view.device), view)
-        return _Standing(rows.revision, rows.edit_ids, rows.queries, residuals, self._answers(residuals), rows.wanted)
+    def _would(self, part: _Standing, live: Live, alive: Tensor, fresh: Overlay | None = None) -> Tensor:
+        """What the rows of `part` would answer under `alive`, and the one patch of `fresh` after it: (rows,)."""
+        rows = _rows_fired_on(live.overlay, _differing(live.alive, alive), part.rows)
+        if fresh is not None:
+            rows = torch.cat([rows, _rows_fired_on(fresh, [0], part.rows)]).unique()
+        return self._answers(part, rows, live, alive, fresh)
 
     @torch.no_grad()
-    def _answers(self, residuals: Tensor) -> Tensor:
-        parts = [self._readout(part).argmax(-1) for part in residuals.split(CHUNK)]
-        return torch.cat(parts) if len(residuals) else torch.zeros(0, dtype=torch.int64, device=residuals.device)
+    def _answers(
+        self, part: _Standing, rows: Tensor, live: Live, alive: Tensor, fresh: Overlay | None = None
+    ) -> Tensor:
+        """The answers of `part` with those of `rows` computed anew, from their unpatched residuals."""
+        answers = part.answers.clone()
+        for some in rows.split(CHUNK):
+            queries, residuals = part.rows.queries[some], part.rows.residuals[some]
+            residuals = _applied(live.overlay, queries, residuals, alive)
+            if fresh is not None:
+                residuals = _applied(fresh, queries, residuals, torch.ones(1, dtype=torch.bool))
+            answers[some] = self._model.readout(residuals).argmax(-1)
+        return answers
 
-    def _label(self, index: Tensor) -> str:
-        return self._labels[int(index)]
+
+@dataclass(slots=True)
+class _Standing:
+    """Rows, unpatched, with the label or token that each should give, and what each answers under a revision."""
+
+    rows: Rows
+    answers: Tensor  # (rows,) int64
+
+    def grow(self, rows: Rows) -> int:
+        """Take in rows that came after those there are; their answers are not computed yet. Returns how many came."""
+        learned = len(rows) - len(self.rows)
+        self.answers = torch.cat([self.answers, rows.labels[len(self.rows) :]])
+        self.rows = rows
+        return learned
+
+
+def _rows_fired_on(overlay: Overlay, patches: list[int], rows: Rows) -> Tensor:
+    """The rows on which any of these patches fires: (k,) int64, ascending."""
+    if not patches or not len(rows):
+        return torch.zeros(0, dtype=torch.int64, device=rows.labels.device)
+    alive = torch.ones(1, len(patches), dtype=torch.bool, device=rows.labels.device)
+    _, firing = overlay.pick(patches).apply(rows.queries, rows.residuals, alive, torch.zeros_like(rows.labels))
+    fired: Tensor = firing.rows.unique()
+    return fired
+
+
+def _applied(overlay: Overlay, queries: Tensor, residuals: Tensor, alive: Tensor) -> Tensor:
+    """Residuals under the patches `alive`, one view for all rows."""
+    view = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    patched, _ = overlay.apply(queries, residuals, alive.unsqueeze(0).to(queries.device), view)
+    return patched
+
+
+def _differing(one: Tensor, other: Tensor) -> list[int]:
+    """The patches that are alive in just one of two masks."""
+    return [int(number) for number in (one != other).nonzero().flatten()]
+
+
+def _flags(numbers: Tensor, count: int) -> Tensor:
+    """Which of `count` things are named: (count,) bool."""
+    flags = torch.zeros(count, dtype=torch.bool, device=numbers.device)
+    flags[numbers] = True
+    return flags
 
 
 def _without(live: Live, edit_id: str) -> Tensor:

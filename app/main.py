@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 
 import structlog
-import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -26,7 +25,7 @@ from app.follower import Follower
 from app.hits import Hits
 from app.judge import Judge, Required
 from app.memory import Known, KnownInput, Memory, learn, nothing_known, read_inputs
-from app.model import Classifier, Encoding, load
+from app.model import Decoding, Model, load
 from app.model.builtin import builtin, intents
 from app.observe import Metrics, set_up_logging
 from app.routes import Service, add_routes
@@ -169,7 +168,8 @@ async def _verify(settings: Settings) -> list[Finding]:
             return [Finding("ledger", False, missing)]
         parts = await _join(settings, loaded, store.ledger(loaded.identity), Metrics())
         try:
-            return await audit(parts.serving.ledger, parts.serving.engine, parts.follower)
+            serving = parts.serving
+            return await audit(serving.ledger, serving.engine, parts.follower, new_tokens=settings.new_tokens)
         finally:
             parts.serving.engine.close()
     finally:
@@ -180,7 +180,7 @@ async def _verify(settings: Settings) -> list[Finding]:
 class _Loaded:
     """The model, its memory file and its guard file."""
 
-    model: Classifier
+    model: Model
     known: list[KnownInput]
     guard: list[KnownInput]
 
@@ -219,9 +219,9 @@ async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Me
     memory = Memory(known, guard, traffic, limit=settings.max_memory_rows)
     follower = Follower(ledger, engine, memory, every, metrics)
     required = Required(settings.rephrases_required, settings.guard_required, settings.guard_fires_allowed)
-    judge = Judge(memory, engine.readout, model.labels, required)
+    judge = Judge(memory, model, required)
     hits = Hits(ledger)
-    shop = Workshop(ledger, engine, follower, judge, memory, every, Listeners())
+    shop = Workshop(ledger, engine, follower, judge, memory, every, Listeners(), settings.new_tokens)
     worker = Worker(shop, metrics, rounds=settings.judge_rounds)
     editing = Editing(shop, worker, hits, default_editor=default.name, max_queued=settings.max_queued_edits)
     return _Parts(Serving(engine, ledger, editing, every, hits, memory), follower, worker)
@@ -261,13 +261,8 @@ async def _known(engine: Engine, inputs: Sequence[KnownInput], settings: Setting
     if not inputs:
         return nothing_known(engine.model)
 
-    async def capture(encodings: Sequence[Encoding]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        answers = await engine.answer(encodings, engine.live.bare())
-        queries = torch.stack([answer.query for answer in answers])
-        residuals = torch.stack([answer.residual for answer in answers])
-        return queries, residuals, torch.stack([answer.logits for answer in answers])
-
-    known = await learn(engine.model, inputs, capture=capture, cache=settings.cache_dir / "activations")
+    decoding = None if engine.model.task == "classification" else Decoding(settings.new_tokens)
+    known = await learn(engine, inputs, decoding=decoding, cache=settings.cache_dir / "activations")
     if known.wrong:
         log.info("left out inputs that the model gets wrong", left_out=known.wrong, kept=len(known))
     return known

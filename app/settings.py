@@ -27,7 +27,9 @@ class Settings(BaseSettings):
 
     model: str = Field(BUILTIN, description="Folder or hub id of the deployed model, or `builtin`.")
     model_revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
-    task: Literal["auto", "classification"] = Field("auto", description="What the model does.")
+    task: Literal["auto", "classification", "seq2seq", "causal"] = Field(
+        "auto", description="What the model does; `auto` asks its config.json."
+    )
     database_url: str = Field("sqlite:///errata.db", description="SQLite or PostgreSQL, as an SQLAlchemy URL.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -52,6 +54,8 @@ class Settings(BaseSettings):
     max_rephrases: int = Field(64, ge=0, description="Rephrases, and texts to keep, of one edit.")
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Bytes in the body of one request.")
     max_import_bytes: int = Field(128 * 2**20, ge=1024, description="Bytes in the body of one import.")
+    max_new_tokens: int = Field(512, ge=1, description="Tokens in one generated answer.")
+    new_tokens: int = Field(32, ge=1, description="Tokens in a generated answer when the request does not say.")
     max_queued_edits: int = Field(1_000, ge=1, description="Edits waiting; one more is answered with 429.")
     max_wait_seconds: float = Field(60.0, ge=0, description="The longest `Prefer: wait`.")
     max_page: int = Field(500, ge=1, description="The largest `limit` of a listing.")

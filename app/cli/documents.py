@@ -9,18 +9,23 @@ Json = Mapping[str, Any]
 
 
 class Fired(TypedDict):
-    """An edit that took part in computing an answer."""
+    """An edit that took part in computing an answer, of a generating model in so many of its positions."""
 
     edit_id: str
     strength: float
+    positions: NotRequired[int]
 
 
 class Prediction(TypedDict):
-    """The answer to one input. `base`, when it was asked for, is what the unedited model says."""
+    """The answer to one input: a classifier's label, or a generating model's text. `base`, when it was asked for, is
+    what the unedited model says.
+    """
 
-    label: str
-    score: float
+    label: NotRequired[str]
+    score: NotRequired[float]
     scores: NotRequired[Mapping[str, float]]
+    text: NotRequired[str]
+    finish_reason: NotRequired[str]
     fired: NotRequired[Sequence[Fired]]
     base: NotRequired[Prediction | None]
 

@@ -48,18 +48,27 @@ def moment(at: str | None) -> str:
 
 def predictions_table(inputs: Sequence[str], answer: Answer, *, explained: bool) -> Table:
     """One row an input; `explained` adds what the unedited model says."""
-    columns = ["input", "label", "score>", "edits that fired"]
-    made = table(*columns, "unedited label", "score>") if explained else table(*columns)
+    columns = ["input", "answer", "score>", "edits that fired"]
+    made = table(*columns, "unedited answer", "score>") if explained else table(*columns)
     for text, prediction in zip(inputs, answer["predictions"], strict=True):
-        cells = [plain(text), *_label_and_score(prediction), _fired(prediction)]
-        made.add_row(*cells, *(_label_and_score(prediction.get("base")) if explained else ()))
+        cells = [plain(text), *_answer_and_score(prediction), _fired(prediction)]
+        made.add_row(*cells, *(_answer_and_score(prediction.get("base")) if explained else ()))
     return made
 
 
-def _label_and_score(prediction: Prediction | None) -> tuple[Text, Text]:
+def _answer_and_score(prediction: Prediction | None) -> tuple[Text, Text]:
+    """A label with its score, or a text, which has none."""
     if prediction is None:
         return Text(""), Text("")
-    return plain(prediction["label"]), plain(f"{prediction['score']:.4f}")
+    score = prediction.get("score")
+    return plain(said(prediction)), plain("" if score is None else f"{score:.4f}")
+
+
+def said(prediction: Prediction) -> str:
+    """The answer itself; of a text that was cut off, with a mark at its end."""
+    if "text" in prediction:
+        return prediction["text"].strip() + ("…" if prediction.get("finish_reason") == "length" else "")
+    return prediction["label"]
 
 
 def _fired(prediction: Prediction) -> Text:
@@ -118,7 +127,7 @@ def answers_table(edit: Edit) -> Table:
     before, after = _answers(edit, "before"), _answers(edit, "after")
     texts = [("input", edit["input"]), *(("rephrase", text) for text in edit.get("rephrases", ()))]
     for index, (kind, text) in enumerate(texts):
-        cells = [cell for side in (before, after) for cell in _label_and_score(_at(side, index))]
+        cells = [cell for side in (before, after) for cell in _answer_and_score(_at(side, index))]
         made.add_row(plain(kind), plain(text), *cells)
     return made
 

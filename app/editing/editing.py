@@ -79,7 +79,7 @@ class Editing:
     ) -> Accepted:
         """Queue the correction of a mistake. What is returned is stored: it survives any crash."""
         draft = self._draft(report)
-        await asyncio.to_thread(Encoded.of, self._shop.engine.model, draft)  # refuses texts that are too long
+        await asyncio.to_thread(Encoded.of, self._shop.engine.model, draft)  # refuses what does not fit the model
         await self._check_supersedes(draft)
         accepted = await asyncio.to_thread(
             self._shop.ledger.accept, draft, actor=actor, limit=self._max_queued, key=key, if_match=if_match
@@ -205,13 +205,13 @@ class Editing:
 
     def _draft(self, report: Report) -> Draft:
         """The report as it is stored. Raises UnknownLabel, UnknownEditor and BadOptions."""
-        self._shop.engine.model.label_index(report.target)
+        target = self._shop.engine.model.target(report.target)
         name = self._default_editor if report.editor is None else report.editor
         options = options_of(self._shop.editor(name), report.options or {})
         return Draft(
             input=report.input,
             input_key=input_key(report.input),
-            target=report.target,
+            target=target,
             rephrases=report.rephrases,
             keep=report.keep,
             editor=name,
@@ -236,7 +236,7 @@ class Editing:
 
     async def _revert(self, record: EditRecord, live: Live, *, actor: str, reason: str) -> None:
         remaining = live.view(exclude=[record.id]).alive
-        exempt = Exemption(frozenset({record.id}), self._shop.memory.input_keys(live.live_edits()))
+        exempt = Exemption(frozenset({record.id}), self._shop.memory.edits.input_keys(live.live_edits()))
         verdict: Mapping[str, Any] = {}
         if record.status is Status.LIVE:
             judged = await self._shop.engine.call(lambda: self._shop.judge.of_alive(live, remaining, exempt=exempt))
@@ -257,8 +257,8 @@ class Editing:
         alive[list(live.patches_of(record.id)[-1:])] = True
         exempt = self._shop.exempt(draft, live)
         encoded = Encoded.of(self._shop.engine.model, draft)
-        before = await Answers.under(self._shop.engine, encoded, live.view())
-        after = await Answers.under(self._shop.engine, encoded, View(live.revision, live.overlay, alive, live.edit_ids))
+        before = await self._shop.answers(encoded, live.view())
+        after = await self._shop.answers(encoded, View(live.revision, live.overlay, alive, live.edit_ids))
         judged = await self._shop.engine.call(lambda: self._shop.judge.of_alive(live, alive, exempt=exempt))
         gates = own_gates(draft, before, after, rephrases_required=self._shop.judge.required.rephrases)
         return after, judged.verdict.with_gates(gates)

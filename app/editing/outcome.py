@@ -6,57 +6,65 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from app.engine import Answer, Engine, View
+from app.engine import Engine, View
 from app.judge import Gate
-from app.model import Classifier, Encoding, Prediction
+from app.model import Answered, Encoding, Model
 from app.store import Draft
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The texts of an edit as token ids."""
+    """The texts of an edit as token ids, and what the head should say to the input and to each rephrase."""
 
     input: Encoding
     rephrases: Sequence[Encoding]
     keep: Sequence[Encoding]
+    wanted: Sequence[Tensor]  # of the input, then of each rephrase: (positions,) int64
 
     @classmethod
-    def of(cls, model: Classifier, draft: Draft) -> Encoded:
-        """Raises InputTooLong."""
-        return cls(model.encode([draft.input])[0], _encode(model, draft.rephrases), _encode(model, draft.keep))
+    def of(cls, model: Model, draft: Draft) -> Encoded:
+        """Raises InputTooLong, UnknownLabel and UnwritableTarget."""
+        (given,) = model.encode([draft.input])
+        rephrases, keep = (model.encode(texts) if texts else [] for texts in (draft.rephrases, draft.keep))
+        wanted = [model.wanted(encoding, draft.target) for encoding in (given, *rephrases)]
+        return cls(given, rephrases, keep, wanted)
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What the model says to an edit's texts under one view."""
 
-    input: Answer
-    rephrases: Sequence[Answer]
-    keep: Sequence[Answer]
-    predictions: Sequence[Prediction]  # of the input, the rephrases and the texts to keep, in this order
+    predictions: Sequence[Answered]  # of the input, the rephrases and the texts to keep, in this order
+    rephrases: int  # how many of these are of rephrases
 
     @classmethod
-    async def under(cls, engine: Engine, encoded: Encoded, view: View) -> Answers:
-        """The input passes alone, as a request with it alone would, so that the record can be recomputed."""
-        (answer,) = await engine.answer([encoded.input], view)
-        rephrases = await engine.answer(encoded.rephrases, view)
-        keep = await engine.answer(encoded.keep, view)
-        logits = torch.stack([each.logits for each in (answer, *rephrases, *keep)])
-        return cls(answer, rephrases, keep, engine.model.decode(logits))
+    async def under(cls, engine: Engine, encoded: Encoded, view: View, *, new_tokens: int) -> Answers:
+        """The input passes alone, as a request with it alone would, so that the record can be recomputed.
+
+        A generating model writes freely: as long an answer as the target is, or `new_tokens` where that is more.
+        """
+        decoding = [engine.model.to_the_end(wanted, at_least=new_tokens) for wanted in encoded.wanted]
+        freely = [engine.model.to_the_end(encoded.wanted[0], at_least=new_tokens)] * len(encoded.keep)
+        answers = [
+            *await engine.answer([encoded.input], view, decoding=decoding[:1]),
+            *await engine.answer(encoded.rephrases, view, decoding=decoding[1:]),
+            *await engine.answer(encoded.keep, view, decoding=freely),
+        ]
+        return cls(engine.decode(answers), len(encoded.rephrases))
 
     @property
-    def prediction(self) -> Prediction:
+    def prediction(self) -> Answered:
         return self.predictions[0]
 
     @property
-    def of_rephrases(self) -> Sequence[Prediction]:
-        return self.predictions[1 : 1 + len(self.rephrases)]
+    def of_rephrases(self) -> Sequence[Answered]:
+        return self.predictions[1 : 1 + self.rephrases]
 
     @property
-    def of_keep(self) -> Sequence[Prediction]:
-        return self.predictions[1 + len(self.rephrases) :]
+    def of_keep(self) -> Sequence[Answered]:
+        return self.predictions[1 + self.rephrases :]
 
     def as_json(self) -> dict[str, Any]:
         """As the record of an edit keeps it."""
@@ -75,23 +83,19 @@ def own_gates(draft: Draft, before: Answers, after: Answers, *, rephrases_requir
     ]
 
 
-def _holding(name: str, texts: Sequence[str], now: Sequence[Prediction], target: str, *, required: float) -> Gate:
+def _holding(name: str, texts: Sequence[str], now: Sequence[Answered], target: str, *, required: float) -> Gate:
     failures = [
-        {"input": text, "wanted": target, "now": prediction.label}
+        {"input": text, "wanted": target, "now": prediction.said}
         for text, prediction in zip(texts, now, strict=True)
-        if prediction.label != target
+        if not prediction.says(target)
     ]
     return Gate.share(name, len(texts), required=required, failures=failures)
 
 
-def _keeping(texts: Sequence[str], was: Sequence[Prediction], now: Sequence[Prediction]) -> Gate:
+def _keeping(texts: Sequence[str], was: Sequence[Answered], now: Sequence[Answered]) -> Gate:
     failures = [
-        {"input": text, "was": old.label, "now": new.label}
+        {"input": text, "was": old.said, "now": new.said}
         for text, old, new in zip(texts, was, now, strict=True)
-        if old.label != new.label
+        if not new.says(old.said)
     ]
     return Gate.share("keep_unchanged", len(texts), required=1.0, failures=failures)
-
-
-def _encode(model: Classifier, texts: Sequence[str]) -> Sequence[Encoding]:
-    return model.encode(texts) if texts else []

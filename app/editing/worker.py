@@ -16,7 +16,7 @@ import torch
 
 from app.editing.outcome import Answers, Encoded, own_gates
 from app.editing.workshop import Workshop
-from app.engine import Answer, Live, View
+from app.engine import Live, View
 from app.errors import ConflictingEdit, Unavailable
 from app.judge import Judged, Verdict
 from app.observe import Metrics
@@ -24,7 +24,7 @@ from app.store import EditRecord, Evidence, HeadMoved, Learned, QueueLock, Statu
 from editors import codec
 from editors.errors import EditorError
 from editors.registry import options_of
-from editors.types import Fitted, Header, Patch, Problem, Rows, Step
+from editors.types import Fitted, Header, Patch, Problem, Reading, Rows, Step
 
 IDLE_SECONDS = 1.0
 """How long the worker rests between two looks at an empty queue that nobody told it of."""
@@ -50,7 +50,7 @@ class _Attempt:
     base: View  # what is live, without what the edit supersedes
     encoded: Encoded
     before: Answers
-    rows: Rows  # of the input and the rephrases, unpatched
+    reading: Reading  # of the input and the rephrases, unpatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Worker:
     async def _attempt(self, record: EditRecord) -> Status:
         attempt = await self._capture(record)
         _check_conflicts(attempt)
-        if attempt.before.prediction.label == record.draft.target:
+        if attempt.before.prediction.says(record.draft.target):
             before = attempt.before.as_json()
             return await self._finish(record, Status.NOT_NEEDED, Evidence(before=before, after=before))
         candidate = await self._fit_and_judge(attempt)
@@ -185,12 +185,10 @@ class Worker:
         with self._metrics.edit_seconds.labels("capture").time():
             live = await self._shop.follower.catch_up()
             encoded = Encoded.of(self._shop.engine.model, record.draft)
-            before = await Answers.under(self._shop.engine, encoded, live.view())
-        answers = [before.input, *before.rephrases]
-        wanted = self._shop.engine.model.label_index(record.draft.target)
-        rows = _rows(answers, wanted).to(self._shop.engine.model.device)
+            before = await self._shop.answers(encoded, live.view())
+            read = await self._shop.engine.read([encoded.input, *encoded.rephrases], encoded.wanted)
         base = View(live.revision, live.overlay, self._shop.beside(record.draft, live), live.edit_ids)
-        return _Attempt(record, live, base, encoded, before, rows)
+        return _Attempt(record, live, base, encoded, before, read.reading)
 
     async def _fit_and_judge(self, attempt: _Attempt) -> _Candidate:
         """Fit; where a gate fails, remember what was disturbed and fit again, so many rounds at most."""
@@ -207,28 +205,33 @@ class Worker:
             with self._metrics.edit_seconds.labels("judge").time():
                 after, judged, verdict = await self._judged(attempt, patch)
             seconds = time.monotonic() - started
-            candidate = _Candidate(patch, fitted, seconds, len(problem.memory), after, judged, verdict)
+            remembered = sum(len(part) for part in problem.memory)
+            candidate = _Candidate(patch, fitted, seconds, remembered, after, judged, verdict)
             if verdict.passed or not len(judged.offended):
                 break
             problem = _remembering(problem, judged.offended)
         return candidate
 
     async def _problem(self, attempt: _Attempt) -> Problem:
-        draft = attempt.record.draft
-        replaced = draft.supersedes
+        """What the editor is given; all of it is put together on the device thread, where the rows are."""
+        memory, rows = self._shop.memory, attempt.reading.rows
+        replaced = attempt.record.draft.supersedes
         earlier = [edit_id for edit_id in attempt.live.live_edits() if edit_id != replaced]
-        base = self._shop.memory.base()
-        memory = _others(Rows.join([base, self._shop.memory.of_edits(earlier)]), attempt.rows)
 
-        def patched() -> Rows:
-            view = torch.zeros(len(attempt.rows), dtype=torch.int64, device=attempt.rows.labels.device)
+        def put_together() -> Problem:
+            view = torch.zeros_like(rows.labels)
             alive = attempt.base.alive.unsqueeze(0).to(view.device)
-            residuals, _ = attempt.base.overlay.apply(attempt.rows.queries, attempt.rows.residuals, alive, view)
-            return Rows(attempt.rows.queries, residuals, attempt.rows.labels)
+            residuals, _ = attempt.base.overlay.apply(rows.queries, rows.residuals, alive, view)
+            base = memory.base()
+            return Problem(
+                Rows(rows.queries, residuals, rows.labels),
+                attempt.reading.positions().to(view.device),
+                [_others(part, rows) for part in (*base, memory.edits.shown.of(earlier))],
+                self._shop.engine.readout,
+                moments=memory.moments(base),
+            )
 
-        edit = await self._shop.engine.call(patched)
-        moments = await self._shop.engine.call(lambda: self._shop.memory.moments(base))
-        return Problem(edit, memory, self._shop.engine.readout, moments=moments)
+        return await self._shop.engine.call(put_together)
 
     async def _fit(self, attempt: _Attempt, problem: Problem, round_number: int) -> Fitted:
         draft = attempt.record.draft
@@ -263,7 +266,7 @@ class Worker:
             torch.cat([attempt.base.alive, torch.ones(1, dtype=torch.bool)]),
             (*live.edit_ids, attempt.record.id),
         )
-        after = await Answers.under(self._shop.engine, attempt.encoded, view)
+        after = await self._shop.answers(attempt.encoded, view)
         judged = await self._shop.engine.call(
             lambda: self._shop.judge.of_patch(live, fresh, replaced=draft.supersedes, exempt=exempt)
         )
@@ -298,26 +301,19 @@ def _check_conflicts(attempt: _Attempt) -> None:
         raise ConflictingEdit(f"Another answer for this input is live: {', '.join(found)}.", found)
 
 
-def _rows(answers: list[Answer], wanted: int) -> Rows:
-    return Rows(
-        torch.stack([answer.query for answer in answers]),
-        torch.stack([answer.residual for answer in answers]),
-        torch.full((len(answers),), wanted),
-    )
-
-
 def _others(memory: Rows, edit: Rows) -> Rows:
     """Memory without the edit's own rows: what was answered to the mistake is nothing to keep."""
     if not len(memory):
         return memory
-    distances = torch.cdist(memory.queries.float(), edit.queries.float()).amin(-1)
     near = 1e-4 * edit.queries.float().norm(dim=-1).amax()
-    wanted = memory.labels == edit.labels[0]
-    return memory[(distances > near) | wanted]
+    distances = torch.cdist(memory.queries.float(), edit.queries.float())
+    same = (distances <= near) & (memory.labels.unsqueeze(-1) != edit.labels)
+    own = same.any(-1)
+    return memory[~own] if bool(own.any()) else memory
 
 
 def _remembering(problem: Problem, offended: Rows) -> Problem:
-    return replace(problem, memory=Rows.join([problem.memory, offended]))
+    return replace(problem, memory=[*problem.memory, offended])
 
 
 def _evidence(attempt: _Attempt, candidate: _Candidate) -> Evidence:
@@ -339,7 +335,7 @@ def _learned(attempt: _Attempt, candidate: _Candidate) -> Learned:
         after=candidate.after.as_json(),
         verdict=candidate.verdict.as_json(),
         fit=_fit_record(candidate),
-        activations=codec.encode_rows(attempt.rows.to(torch.device("cpu"))),
+        activations=codec.encode_rows(attempt.reading.to(torch.device("cpu"))),
     )
 
 

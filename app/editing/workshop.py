@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.editing.events import Listeners
-from app.engine import Engine, Live
+from app.editing.outcome import Answers, Encoded
+from app.engine import Engine, Live, View
 from app.follower import Follower
 from app.judge import Exemption, Judge
 from app.memory import Memory
@@ -28,10 +29,16 @@ class Workshop:
     memory: Memory
     editors: Mapping[str, Editor]
     listeners: Listeners
+    new_tokens: int
+    """How many tokens a generating model writes when nobody says how many."""
 
     def editor(self, name: str) -> Editor:
         """The editor of that name. Raises UnknownEditor."""
         return editor_named(name, self.editors)
+
+    async def answers(self, encoded: Encoded, view: View) -> Answers:
+        """What the model says to an edit's texts under a view."""
+        return await Answers.under(self.engine, encoded, view, new_tokens=self.new_tokens)
 
     def beside(self, draft: Draft, live: Live) -> Tensor:
         """What stays live beside an edit, as a mask over the overlay: everything but the edit it supersedes."""
@@ -43,4 +50,4 @@ class Workshop:
     def exempt(self, draft: Draft, live: Live) -> Exemption:
         """What an edit is meant to change: the one it supersedes, and guard inputs equal to an edited one."""
         superseded = frozenset({draft.supersedes} if draft.supersedes is not None else ())
-        return Exemption(superseded, self.memory.input_keys(live.live_edits()) | {draft.input_key})
+        return Exemption(superseded, self.memory.edits.input_keys(live.live_edits()) | {draft.input_key})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from app.routes.problems import problems
@@ -31,10 +31,11 @@ class ModelOut(BaseModel):
     id: str
     fingerprint: str
     task: str
-    labels: list[str]
+    labels: list[str] = Field(description="What a classifier can answer; none of a generating model.")
     device: str
     dtype: str
     site: str
+    hidden_size: int = Field(description="The width of what patches read and write.")
     revision: int
     live_edits: int
     memory_rows: int
@@ -58,6 +59,7 @@ async def show(response: Response, service: ServiceOf) -> ModelOut:
         device=str(model.device),
         dtype=model.dtype,
         site=model.site.name,
+        hidden_size=model.hidden_size,
         revision=live.revision,
         live_edits=int(live.alive.sum()),
         memory_rows=len(parts.memory),

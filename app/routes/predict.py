@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
-from app.engine import Answer, View
+from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
+
 from app.engine import Engine as EnginePart
-from app.errors import NotCaughtUp, UnknownEdit, UnknownRevision, Unprocessable
-from app.model import Encoding, Prediction
+from app.engine import View
+from app.errors import Unprocessable
+from app.model import Answered, Decoding, Encoding
+from app.routes.answering import EVENTS, Piece, Whole, decoding_of, event, view_of, written
 from app.routes.problems import problems
-from app.routes.schemas import PredictIn, PredictOut, check_texts, prediction_out
-from app.routes.service import ServiceOf
+from app.routes.schemas import (
+    DoneOut,
+    PieceOut,
+    PredictIn,
+    PredictOut,
+    WholeOut,
+    check_texts,
+    prediction_out,
+)
+from app.routes.service import Service, ServiceOf
 
 router = APIRouter(tags=["predict"])
 
 
-@router.post("/predict", response_model_exclude_none=True, responses=problems(409, 413))
-async def predict(body: PredictIn, response: Response, service: ServiceOf) -> PredictOut:
-    """Answer each input, and name the revision and the edits that made the answer."""
+@router.post(
+    "/predict",
+    response_model=PredictOut,
+    response_model_exclude_none=True,
+    responses={**problems(409, 413), 200: {"model": PredictOut, "content": {EVENTS: {}}}},
+)
+async def predict(body: PredictIn, response: Response, service: ServiceOf) -> PredictOut | StreamingResponse:
+    """Answer each input, and name the revision and the edits that made the answer.
+
+    With `stream`, server-sent events: `token` with a piece of text, `prediction` with each whole answer, `done`.
+    """
     engine, settings = service.parts.engine, service.settings
     check_texts(body.inputs, "inputs", at_most=settings.max_inputs, settings=settings)
-    view = _view(engine, body)
+    view, decoding = view_of(engine, body), decoding_of(engine, body.generation, settings)
+    encodings = await engine.encode(body.inputs)
+    bases = await _bases(engine, encodings, decoding) if body.explain else [None] * len(encodings)
+    if body.stream:
+        headers = {"X-Model-Revision": str(view.revision), "Cache-Control": "no-cache"}
+        return StreamingResponse(_events(service, encodings, decoding, view, bases), media_type=EVENTS, headers=headers)
     with service.metrics.predict_seconds.time():
-        encodings = await engine.encode(body.inputs)
-        answers = await engine.answer(encodings, view, remember=body.edits == "on" and body.as_of is None)
-        bases = await _bases(engine, encodings) if body.explain else [None] * len(answers)
-        predictions = _decoded(engine, answers)
+        remember = body.edits == "on" and body.as_of is None and (decoding is None or decoding.sampling is None)
+        answers = await engine.answer(encodings, view, decoding=decoding, remember=remember)
+        predictions = engine.decode(answers)
     service.parts.hits.count(fired.edit_id for answer in answers for fired in answer.fired)
     response.headers["X-Model-Revision"] = str(view.revision)
     return PredictOut(
@@ -35,26 +60,36 @@ async def predict(body: PredictIn, response: Response, service: ServiceOf) -> Pr
     )
 
 
-def _view(engine: EnginePart, body: PredictIn) -> View:
-    """What this request is answered under. Raises what a caller can have asked wrongly."""
-    if body.generation is not None:
-        raise Unprocessable("body.generation: this model classifies; it generates nothing.")
-    live = engine.live
-    if body.min_revision is not None and live.revision < body.min_revision:
-        raise NotCaughtUp(
-            f"This process serves revision {live.revision}, not {body.min_revision} yet.", headers={"Retry-After": "1"}
-        )
-    if body.as_of is not None and body.as_of > live.revision:
-        raise UnknownRevision(f"There is no revision {body.as_of}; the newest is {live.revision}.")
-    unknown = [edit_id for edit_id in body.exclude if not live.patches_of(edit_id)]
-    if unknown:
-        raise UnknownEdit(f"No edit {unknown[0]} was ever live.", unknown=unknown)
-    return live.bare() if body.edits == "off" else live.view(as_of=body.as_of, exclude=frozenset(body.exclude))
+def _events(
+    service: Service,
+    encodings: Sequence[Encoding],
+    decoding: Decoding | None,
+    view: View,
+    bases: Sequence[Answered | None],
+) -> AsyncGenerator[bytes, None]:
+    """The answers as they are written. Raises Unprocessable for a classifier."""
+    engine = service.parts.engine
+    if decoding is None:
+        raise Unprocessable("body.stream: this model classifies; its answers come whole.")
+    return _written(service, written(engine, encodings, decoding, view), view, bases)
 
 
-def _decoded(engine: EnginePart, answers: list[Answer]) -> list[Prediction]:
-    return [prediction for answer in answers for prediction in engine.model.decode(answer.logits.unsqueeze(0))]
+async def _written(
+    service: Service, news: AsyncGenerator[Piece | Whole, None], view: View, bases: Sequence[Answered | None]
+) -> AsyncGenerator[bytes, None]:
+    fingerprint, hits = service.parts.engine.model.fingerprint, service.parts.hits
+    async with aclosing(news):
+        async for item in news:
+            if isinstance(item, Piece):
+                yield event("token", PieceOut(index=item.index, text=item.text))
+                continue
+            hits.count(fired.edit_id for fired in item.answer.fired)
+            out = prediction_out(item.generation, item.answer, bases[item.index])
+            yield event("prediction", WholeOut(index=item.index, prediction=out))
+    yield event("done", DoneOut(revision=view.revision, model=fingerprint))
 
 
-async def _bases(engine: EnginePart, encodings: list[Encoding]) -> list[Prediction]:
-    return _decoded(engine, await engine.answer(encodings, engine.live.bare()))
+async def _bases(
+    engine: EnginePart, encodings: Sequence[Encoding], decoding: Decoding | None
+) -> Sequence[Answered | None]:
+    return engine.decode(await engine.answer(encodings, engine.live.bare(), decoding=decoding))

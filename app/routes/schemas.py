@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from app.engine import Answer, Fired
+from app.engine import Answer
 from app.errors import Unprocessable
-from app.model import Prediction
+from app.model import Answered, Generation
 from app.settings import Settings
 from app.store import EditRecord, HistoryRow, RevisionRecord
 
@@ -34,40 +35,100 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class PredictIn(Closed):
-    """What to answer, and under which edits."""
+class GenerationIn(Closed):
+    """How a generating model writes: greedily, unless `do_sample`. The same seed draws the same answer."""
 
-    inputs: list[Text] = Field(min_length=1, examples=[["where is my bike"]])
+    max_new_tokens: int | None = Field(None, ge=1, description="Default: the service's setting.")
+    do_sample: bool = False
+    temperature: float | None = Field(None, gt=0, le=100)
+    top_k: int | None = Field(None, ge=1, le=10**6)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        [], max_length=4, description="Texts before which an answer ends."
+    )
+
+
+class Under(Closed):
+    """Under which edits to answer."""
+
     edits: Literal["on", "off"] = "on"
     as_of: RevisionNumber | None = None
     min_revision: RevisionNumber | None = None
     exclude: list[EditId] = Field(default=[], max_length=10_000)
+
+
+class PredictIn(Under):
+    """What to answer, and under which edits."""
+
+    inputs: list[Text] = Field(min_length=1, examples=[["where is my bike"]])
     explain: bool = False
-    generation: dict[str, JsonValue] | None = Field(None, description="Generating models only.")
+    generation: GenerationIn | None = Field(None, description="Generating models only.")
+    stream: bool = Field(False, description="Generating models only: answer as server-sent events, token by token.")
 
 
 class FiredOut(BaseModel):
     edit_id: str
-    strength: float
+    strength: float = Field(description="The largest activation among the patch's neurons.")
+    positions: int | None = Field(None, description="Generating models: on how many positions of the answer it acted.")
 
 
-class BaseOut(BaseModel):
-    """What the unedited model says."""
+class LabelOut(BaseModel):
+    """A classifier's answer."""
 
     label: str
     score: float
     scores: dict[str, float]
 
 
-class PredictionOut(BaseOut):
+class TextOut(BaseModel):
+    """A generating model's answer."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+
+
+AnsweredOut = LabelOut | TextOut
+
+
+class LabelPredictionOut(LabelOut):
     fired: list[FiredOut]
-    base: BaseOut | None = None
+    base: LabelOut | None = Field(None, description="What the unedited model says.")
+
+
+class TextPredictionOut(TextOut):
+    fired: list[FiredOut]
+    base: TextOut | None = Field(None, description="What the unedited model says.")
+
+
+PredictionOut = LabelPredictionOut | TextPredictionOut
 
 
 class PredictOut(BaseModel):
     revision: int
     model: str
     predictions: list[PredictionOut]
+
+
+class PieceOut(BaseModel):
+    """Of a stream: some more text of the answer to input `index`."""
+
+    index: int
+    text: str
+
+
+class WholeOut(BaseModel):
+    """Of a stream: the whole answer to input `index`."""
+
+    index: int
+    prediction: PredictionOut
+
+
+class DoneOut(BaseModel):
+    """Of a stream: its end."""
+
+    revision: int
+    model: str
 
 
 class EditIn(Closed):
@@ -86,8 +147,8 @@ class EditIn(Closed):
 
 
 class RecordedAnswers(BaseModel):
-    prediction: BaseOut
-    rephrases: list[BaseOut]
+    prediction: AnsweredOut
+    rephrases: list[AnsweredOut]
 
 
 class GateOut(BaseModel):
@@ -253,16 +314,15 @@ def check_texts(texts: list[str], where: str, *, at_most: int, settings: Setting
         raise Unprocessable(f"body.{where}.{errors[0]['loc'][-1]}: {errors[0]['msg']}.", errors=errors)
 
 
-def prediction_out(prediction: Prediction, answer: Answer, base: Prediction | None) -> PredictionOut:
+def prediction_out(said: Answered, answer: Answer, base: Answered | None) -> PredictionOut:
     """One answer, as a caller sees it."""
-    return PredictionOut(
-        label=prediction.label,
-        score=prediction.score,
-        scores=dict(prediction.scores),
-        fired=[fired_out(each) for each in answer.fired],
-        base=None if base is None else BaseOut(label=base.label, score=base.score, scores=dict(base.scores)),
-    )
-
-
-def fired_out(fired: Fired) -> FiredOut:
-    return FiredOut(edit_id=fired.edit_id, strength=fired.strength)
+    if isinstance(said, Generation):
+        return TextPredictionOut.model_validate(
+            {
+                **asdict(said),
+                "fired": [FiredOut(**asdict(each)) for each in answer.fired],
+                "base": base and asdict(base),
+            }
+        )
+    fired = [FiredOut(edit_id=each.edit_id, strength=each.strength, positions=None) for each in answer.fired]
+    return LabelPredictionOut.model_validate({**asdict(said), "fired": fired, "base": base and asdict(base)})

@@ -1,0 +1,127 @@
+"""What all routes that answer share: which view, how to decode, and answers that come piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from fastapi.sse import EventSourceResponse, format_sse_event
+from pydantic import BaseModel
+
+from app.engine import Answer, View
+from app.engine import Engine as EnginePart
+from app.errors import NotCaughtUp, UnknownEdit, UnknownRevision, Unprocessable
+from app.model import Ask, Decoding, Encoding, Generation, Generator, Sampling
+from app.routes.schemas import GenerationIn, Under
+from app.settings import Settings
+
+EVENTS = EventSourceResponse.media_type
+
+
+def view_of(engine: EnginePart, body: Under) -> View:
+    """What this request is answered under. Raises what a caller can have asked wrongly."""
+    live = engine.live
+    if body.min_revision is not None and live.revision < body.min_revision:
+        raise NotCaughtUp(
+            f"This process serves revision {live.revision}, not {body.min_revision} yet.", headers={"Retry-After": "1"}
+        )
+    if body.as_of is not None and body.as_of > live.revision:
+        raise UnknownRevision(f"There is no revision {body.as_of}; the newest is {live.revision}.")
+    unknown = [edit_id for edit_id in body.exclude if not live.patches_of(edit_id)]
+    if unknown:
+        raise UnknownEdit(f"No edit {unknown[0]} was ever live.", unknown=unknown)
+    return live.bare() if body.edits == "off" else live.view(as_of=body.as_of, exclude=frozenset(body.exclude))
+
+
+def decoding_of(engine: EnginePart, given: GenerationIn | None, settings: Settings) -> Decoding | None:
+    """How to decode; None for a classifier. Raises Unprocessable."""
+    if not isinstance(engine.model, Generator):
+        if given is not None:
+            raise Unprocessable("body.generation: this model classifies; it generates nothing.")
+        return None
+    given = given or GenerationIn.model_validate({})
+    new_tokens = settings.new_tokens if given.max_new_tokens is None else given.max_new_tokens
+    if new_tokens > settings.max_new_tokens:
+        raise Unprocessable(
+            f"body.generation.max_new_tokens: is {new_tokens}; at most {settings.max_new_tokens} are written."
+        )
+    return Decoding(new_tokens, _sampling(given), tuple(given.stop))
+
+
+def _sampling(given: GenerationIn) -> Sampling | None:
+    if given.do_sample:
+        temperature = 1.0 if given.temperature is None else given.temperature
+        return Sampling(temperature, given.top_k, given.top_p, given.seed)
+    for name in ("temperature", "top_k", "top_p"):
+        if getattr(given, name) is not None:
+            raise Unprocessable(f"body.generation.{name}: is for sampling; send do_sample: true with it.")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some more text of one answer."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """One answer, when all of its text is there."""
+
+    index: int
+    answer: Answer
+    generation: Generation
+
+
+async def written(
+    engine: EnginePart, encodings: Sequence[Encoding], decoding: Decoding | Sequence[Decoding], view: View
+) -> AsyncGenerator[Piece | Whole, None]:
+    """Answers as they are written: pieces that add up to the text of the whole that follows them."""
+    assert isinstance(engine.model, Generator)
+    how = decoding if isinstance(decoding, Sequence) else [decoding] * len(encodings)
+    asks = [Ask(*each) for each in zip(encodings, how, strict=True)]
+    texts = [_Text(engine.model, ask) for ask in asks]
+    async with aclosing(engine.stream(asks, view)) as news:
+        async for index, item in news:
+            if isinstance(item, int):
+                if piece := texts[index].add(item):
+                    yield Piece(index, piece)
+                continue
+            (generation,) = engine.decode([item])
+            assert isinstance(generation, Generation)
+            if rest := texts[index].rest(generation.text):
+                yield Piece(index, rest)
+            yield Whole(index, item, generation)
+
+
+class _Text:
+    """One answer's text so far. What may be the beginning of a stop text is held back until it is known."""
+
+    def __init__(self, model: Generator, ask: Ask) -> None:
+        self._pieces = model.pieces(ask.encoding)
+        self._held = max((len(stop) - 1 for stop in ask.decoding.stop), default=0) if ask.decoding else 0
+        self._stops = ask.decoding.stop if ask.decoding else ()
+        self._text = ""
+        self._shown = 0
+
+    def add(self, token: int) -> str:
+        """What may be shown now that this token has come."""
+        self._text += self._pieces.add(token)
+        if any(stop in self._text for stop in self._stops):
+            return ""  # the whole, which follows, is cut there
+        upto = max(len(self._text) - self._held, self._shown)
+        piece = self._text[self._shown : upto]
+        self._shown = upto
+        return piece
+
+    def rest(self, whole: str) -> str:
+        """What is still to be shown of the whole text."""
+        return whole[self._shown :]
+
+
+def event(kind: str, content: BaseModel) -> bytes:
+    """One server-sent event."""
+    return format_sse_event(event=kind, data_str=content.model_dump_json(exclude_none=True))
