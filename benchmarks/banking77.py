@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from app.model import load
+from app.model import Classifier, load
 from benchmarks.finetuning import Example, finetuned, read_examples
 from benchmarks.sequences import Bench, Outcome, Read, edit_all, read
 from benchmarks.surface import variants
@@ -95,6 +95,7 @@ def prepare(data: Path) -> Bench:
     training = read_examples(data / "banking77_train.jsonl")
     testing = read_examples(data / "banking77_test.jsonl")
     classifier = load(finetuned("banking77", training), device="cpu")
+    assert isinstance(classifier, Classifier)
     with Progress() as progress:
 
         def read_all(what: str, examples: Sequence[Example]) -> Read:

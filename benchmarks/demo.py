@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
 
 from rich.console import Console
 from rich.text import Text
@@ -31,15 +26,9 @@ from app.cli.client import Client, Problem
 from app.cli.documents import Draft, Edit, Prediction
 from app.cli.tables import table
 from app.cli.terminal import plain
+from benchmarks.server import ERRATA, NotStarted, Server, environment
 
-ERRATA = [sys.executable, "-m", "app.cli"]
-KEPT_SETTINGS = frozenset({"ERRATA_CACHE_DIR", "ERRATA_DEVICE"})
-"""Variables of ours that the demo leaves as they are; any other would make it tell another story."""
-
-SECONDS_TO_START = 600  # the first start fits the built-in model
-SECONDS_TO_STOP = 20
 INPUTS_A_REQUEST = 250
-LOG_LINES_SHOWN = 30
 
 
 class NotAsClaimed(Exception):
@@ -62,76 +51,6 @@ class Correction:
     edit_id: str
     said: str
     seconds: float
-
-
-class Server:
-    """`errata serve` as a process of its own, on one port and one database. Its log goes to a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.database = f"sqlite:///{folder / 'errata.db'}"
-        self.log = folder / "server.log"
-        self.url = f"http://127.0.0.1:{_free_port()}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *, shown: bool = False) -> float:
-        """Wait until the service is ready, and return the seconds it took; `shown` shows its messages meanwhile."""
-        began = time.monotonic()
-        port = self.url.rpartition(":")[2]
-        self._process = subprocess.Popen(
-            [*ERRATA, "serve", "--port", port, "--database", self.database],
-            env=_environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        quiet = threading.Event()
-        if not shown:
-            quiet.set()
-        assert self._process.stderr is not None
-        threading.Thread(target=self._keep_log, args=(self._process.stderr, quiet), daemon=True).start()
-        self._await_readiness(began + SECONDS_TO_START)
-        quiet.set()
-        return time.monotonic() - began
-
-    def kill(self) -> None:
-        """SIGKILL: nothing is finished, nothing is written."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def stop(self) -> int:
-        """Ask the service to stop, and return its exit code; negative is the signal that it ended by."""
-        assert self._process is not None
-        self._process.terminate()
-        return self._process.wait(SECONDS_TO_STOP)
-
-    def close(self) -> None:
-        """Leave no process behind, whatever happened."""
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
-
-    def last_words(self) -> str:
-        """The end of the log."""
-        lines = self.log.read_text("utf-8", errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join(lines[-LOG_LINES_SHOWN:])
-
-    def _await_readiness(self, deadline: float) -> None:
-        assert self._process is not None
-        with Client(self.url) as client:
-            while not client.ready():
-                if self._process.poll() is not None:
-                    raise NotAsClaimed(f"The service ended with exit code {self._process.returncode} while starting.")
-                if time.monotonic() > deadline:
-                    raise NotAsClaimed(f"The service was not ready within {SECONDS_TO_START} s.")
-                time.sleep(0.05)
-
-    def _keep_log(self, messages: BinaryIO, quiet: threading.Event) -> None:
-        with self.log.open("ab") as log:
-            while piece := os.read(messages.fileno(), 65536):
-                log.write(piece)
-                log.flush()
-                if not quiet.is_set():
-                    sys.stderr.buffer.write(piece)
-                    sys.stderr.buffer.flush()
 
 
 class Story:
@@ -171,7 +90,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         _tell(story, server, wanted)
-    except (NotAsClaimed, Problem, subprocess.TimeoutExpired) as failure:
+    except (NotAsClaimed, NotStarted, Problem, subprocess.TimeoutExpired) as failure:
         console.print(plain(f"\nThe demo failed. {failure}"), style="red")
         console.print(plain(f"The end of the service's log:\n{server.last_words()}"))
         return 1
@@ -346,7 +265,7 @@ def _stop_and_verify(story: Story, server: Server) -> None:
         f"The service stopped when it was asked to, after {time.monotonic() - began:.1f} s.",
     )
     story.say("errata verify says:")
-    checked = subprocess.run([*ERRATA, "verify", "--database", server.database], env=_environment(), check=False)
+    checked = subprocess.run([*ERRATA, "verify", "--database", server.database], env=environment(), check=False)
     story.claim(
         checked.returncode == 0, "The chain of hashes, every patch and every recorded answer are as they should be."
     )
@@ -387,20 +306,6 @@ def _said_before(record: Edit) -> str:
 
 def _short(text: str) -> str:
     return f"“{text if len(text) <= 50 else text[:49] + '…'}”"
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with its settings at their defaults; a progress bar may draw itself where we have a terminal."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith("ERRATA_") or name in KEPT_SETTINGS
-    }
-    return kept | ({"FORCE_COLOR": "1"} if sys.stderr.isatty() else {})
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -87,18 +87,16 @@ class Outcome:
 def read(classifier: Classifier, texts: Sequence[str], labels: Sequence[str], report: Callable[[int], None]) -> Read:
     """Run the unedited model over texts, by length; `report` gets the number of texts done in each batch."""
     encodings = classifier.encode(texts)
+    wanted = [classifier.wanted(*each) for each in zip(encodings, labels, strict=True)]
     order = sorted(range(len(texts)), key=lambda index: len(encodings[index]))
     seen = []
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
-        seen.append(classifier.forward([encodings[index] for index in chosen]))
+        seen.append(classifier.read([encodings[index] for index in chosen], [wanted[index] for index in chosen]))
         report(len(chosen))
     back = torch.tensor(order).argsort()
-    wanted = torch.tensor([classifier.label_index(label) for label in labels])
-    queries, residuals, logits = (
-        torch.cat([getattr(outputs, name) for outputs in seen])[back] for name in ("queries", "residuals", "logits")
-    )
-    return Read(Rows(queries, residuals, wanted), logits.argmax(-1))
+    rows = Rows.join([part.reading.rows for part in seen])
+    return Read(rows[back], torch.cat([part.answered for part in seen])[back])
 
 
 def edit_all(name: str, bench: Bench, options: Options, *, seed: int = 0, report: Callable[[], None]) -> Outcome:
@@ -110,7 +108,8 @@ def edit_all(name: str, bench: Bench, options: Options, *, seed: int = 0, report
         row = bench.mistakes[number : number + 1]
         if _answers(bank, row, bench.readout) != row.labels:
             started = time.perf_counter()
-            problem = Problem(_patched(bank, row), memory, bench.readout, seed, moments)
+            one_position = torch.zeros_like(row.labels)
+            problem = Problem(_patched(bank, row), one_position, [memory], bench.readout, seed, moments)
             try:
                 patch = Patch(_HEADER, _finish(editor, problem, options).tensors)
             except FitFailed:

@@ -1,0 +1,310 @@
+"""Corrections of a pronunciation model, one after the other over HTTP: a thousand words, and its maintainers' own.
+
+The lexicon is shuffled with a seed. Its first words are the memory file, as they are: the service leaves out what the
+model gets wrong. Of the words after them, those that the unedited model gets right are watched, never told to the
+service; those that it gets wrong are reported with their lexicon entry, each as soon as the one before is done. All
+answers are written freely, by POST /predict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from app.cli.client import Client, Problem
+from app.cli.documents import Draft
+from benchmarks.server import Server
+
+SEED = 0
+INPUTS_A_REQUEST = 250
+ENDS = 100
+"""Edits at the beginning and at the end whose times are compared."""
+WAIT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A word and its phonemes."""
+
+    input: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """How the service answered one report."""
+
+    entry: Entry
+    status: str  # of the edit, or the code of the refusal
+    seconds: float  # from request to answer
+    fit_seconds: float = 0.0
+    neurons: int = 0
+    right: bool = False  # directly afterwards, written freely
+    failed_gates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The measures of one sequence; shares between 0 and 1."""
+
+    name: str
+    reports: int
+    statuses: dict[str, int]
+    failed_gates: dict[str, int]
+    success: float  # of the edits that were needed
+    retained: float  # of the words edited, their last correction
+    retained_unneeded: float  # of the words that needed no edit when they were reported
+    unchanged: float  # of the watched words
+    watched: int
+    memory_words: int
+    neurons_an_edit: float
+    seconds_first: float  # an edit, over HTTP
+    seconds_last: float
+    fit_seconds_first: float
+    fit_seconds_last: float
+
+    @property
+    def slowdown(self) -> float:
+        """Time of the last edits over that of the first."""
+        return self.seconds_last / self.seconds_first
+
+
+class Service:
+    """The service under measurement."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._hidden: int | None = None
+
+    def says(self, words: Sequence[str], *, edited: bool = True) -> list[str]:
+        """What it answers, written freely."""
+        answers: list[str] = []
+        for start in range(0, len(words), INPUTS_A_REQUEST):
+            answer = self._client.predict(words[start : start + INPUTS_A_REQUEST], edited=edited)
+            answers.extend(prediction["text"].strip() for prediction in answer["predictions"])
+        return answers
+
+    def report(self, entry: Entry, supersedes: str | None = None) -> Reported:
+        """Report a mistake and wait until its edit has ended."""
+        draft: Draft = {"input": entry.input, "target": entry.target}
+        if supersedes is not None:
+            draft["supersedes"] = supersedes
+        began = time.perf_counter()
+        try:
+            edit: Any = self._client.report(draft, key=str(uuid.uuid4()), wait=WAIT)
+        except Problem as refusal:
+            seconds = time.perf_counter() - began
+            if refusal.code == "conflicting_edit" and supersedes is None:
+                return self.report(entry, supersedes=refusal.document["conflicts"][0])
+            gates = tuple(gate["name"] for gate in refusal.document.get("gates", ()))
+            return Reported(entry, refusal.code, seconds, failed_gates=gates)
+        seconds = time.perf_counter() - began
+        right = self.says([entry.input]) == [entry.target.strip()]
+        if edit["fit"] is None:
+            return Reported(entry, edit["status"], seconds, right=right)
+        # key, value, bias and the code of the activation
+        neurons = edit["fit"]["parameters"] // (2 * self.hidden_size + 2)
+        return Reported(entry, edit["status"], seconds, edit["fit"]["seconds"], neurons, right)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the model, as GET /model tells it."""
+        if self._hidden is None:
+            self._hidden = int(self._client.model()["hidden_size"])
+        return self._hidden
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """JSON Lines with `input` and `target`."""
+    lines = path.read_text("utf-8").splitlines()
+    return [Entry(row["input"], row["target"]) for row in map(json.loads, lines)]
+
+
+def run_lexicon(data: Path, model: str, *, edits: int, watched: int, memory: int) -> Outcome:
+    """Report `edits` words of the lexicon that the model gets wrong."""
+    entries = _shuffled(data)
+    remembered, rest = entries[:memory], entries[memory:]
+    with _serving(model, remembered) as service:
+        mistakes, right = _sorted_out(service, rest, mistakes=edits, right=watched)
+        return _edited("lexicon", service, mistakes, right, memory)
+
+
+def run_corrections(data: Path, model: str, *, edits: int | None, watched: int, memory: int) -> Outcome:
+    """Report what the maintainers corrected, in their order; these words are neither remembered nor watched."""
+    stream = read_entries(data / "g2p_us_corrections.jsonl")[:edits]
+    corrected = {entry.input for entry in stream}
+    entries = [entry for entry in _shuffled(data) if entry.input not in corrected]
+    remembered, rest = entries[:memory], entries[memory:]
+    with _serving(model, remembered) as service:
+        _, right = _sorted_out(service, rest, mistakes=0, right=watched)
+        return _edited("corrections", service, stream, right, memory)
+
+
+def _shuffled(data: Path) -> list[Entry]:
+    entries = read_entries(data / "g2p_us_lexicon.jsonl")
+    random.Random(SEED).shuffle(entries)
+    return entries
+
+
+@contextmanager
+def _serving(model: str, remembered: Sequence[Entry]) -> Iterator[Service]:
+    folder = Path(tempfile.mkdtemp(prefix="errata-bench-"))
+    memory = folder / "memory.jsonl"
+    memory.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in remembered), "utf-8")
+    settings = {"MODEL": model, "MEMORY_FILE": str(memory), "CACHE_DIR": str(folder / "cache"), "LOG_LEVEL": "warning"}
+    server = Server(folder, settings)
+    try:
+        server.start()
+        with Client(server.url) as client:
+            yield Service(client)
+    except Exception:
+        print(server.last_words(), file=sys.stderr)
+        raise
+    finally:
+        server.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sorted_out(
+    service: Service, entries: Sequence[Entry], *, mistakes: int, right: int
+) -> tuple[list[Entry], list[Entry]]:
+    """The first so many entries that the unedited model gets wrong, and right."""
+    wrong_ones: list[Entry] = []
+    right_ones: list[Entry] = []
+    for start in range(0, len(entries), 4 * INPUTS_A_REQUEST):
+        some = entries[start : start + 4 * INPUTS_A_REQUEST]
+        for entry, said in zip(some, service.says([entry.input for entry in some], edited=False), strict=True):
+            (right_ones if said == entry.target.strip() else wrong_ones).append(entry)
+        if len(wrong_ones) >= mistakes and len(right_ones) >= right:
+            break
+    return wrong_ones[:mistakes], right_ones[:right]
+
+
+def _edited(name: str, service: Service, stream: Sequence[Entry], watched: Sequence[Entry], memory: int) -> Outcome:
+    words = [entry.input for entry in watched]
+    before = service.says(words, edited=False)
+    done: list[Reported] = []
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"Editing: {name}", total=len(stream))
+        for entry in stream:
+            done.append(service.report(entry))
+            progress.advance(task)
+    unchanged = [now == was for now, was in zip(service.says(words), before, strict=True)]
+    return _measured(name, service, done, unchanged, memory)
+
+
+def _measured(name: str, service: Service, done: Sequence[Reported], unchanged: Sequence[bool], memory: int) -> Outcome:
+    needed = [each for each in done if each.status != "not_needed" and each.status != "unwritable_target"]
+    live = [each for each in needed if each.status == "live"]
+    last = {each.entry.input: each for each in done if each.status in ("live", "not_needed")}
+    held = {
+        word: said == last[word].entry.target.strip() for word, said in zip(last, service.says(list(last)), strict=True)
+    }
+    return Outcome(
+        name=name,
+        reports=len(done),
+        statuses=_counted(each.status for each in done),
+        failed_gates=_counted(gate for each in done for gate in each.failed_gates),
+        success=_share([each.right for each in needed]),
+        retained=_share([held[word] for word, each in last.items() if each.status == "live"]),
+        retained_unneeded=_share([held[word] for word, each in last.items() if each.status == "not_needed"]),
+        unchanged=_share(unchanged),
+        watched=len(unchanged),
+        memory_words=memory,
+        neurons_an_edit=_mean([each.neurons for each in live]),
+        seconds_first=_mean([each.seconds for each in live[:ENDS]]),
+        seconds_last=_mean([each.seconds for each in live[-ENDS:]]),
+        fit_seconds_first=_mean([each.fit_seconds for each in live[:ENDS]]),
+        fit_seconds_last=_mean([each.fit_seconds for each in live[-ENDS:]]),
+    )
+
+
+def _counted(names: Iterator[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 1.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def show(outcomes: Sequence[Outcome], console: Console) -> None:
+    """The outcomes as a table, one column each."""
+    table = Table("", *(one.name for one in outcomes), title="Corrections of a pronunciation model", box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = {
+        "reports": [str(one.reports) for one in outcomes],
+        "how they ended": [
+            "\n".join(f"{count} {status}" for status, count in one.statuses.items()) for one in outcomes
+        ],
+        "gates that rejected": [_listed(one.failed_gates) for one in outcomes],
+        "SR": [f"{one.success:.4f}" for one in outcomes],
+        "ER": [f"{one.retained:.4f}" for one in outcomes],
+        "not needed, still right": [f"{one.retained_unneeded:.4f}" for one in outcomes],
+        "unchanged": [f"{one.unchanged:.4f} of {one.watched}" for one in outcomes],
+        "memory file, words": [str(one.memory_words) for one in outcomes],
+        "neurons an edit": [f"{one.neurons_an_edit:.3f}" for one in outcomes],
+        f"seconds an edit, first {ENDS}": [f"{one.seconds_first:.4f}" for one in outcomes],
+        f"seconds an edit, last {ENDS}": [f"{one.seconds_last:.4f}" for one in outcomes],
+        "last / first": [f"{one.slowdown:.2f}" for one in outcomes],
+        f"of these fit and judge, first {ENDS}": [f"{one.fit_seconds_first:.4f}" for one in outcomes],
+        f"of these fit and judge, last {ENDS}": [f"{one.fit_seconds_last:.4f}" for one in outcomes],
+    }
+    for name, values in rows.items():
+        table.add_row(name, *values)
+    console.print(table)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return "\n".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the lexicon and its corrections")
+    parser.add_argument("--model", required=True, help="folder or hub id of the pronunciation model")
+    parser.add_argument("--output", type=Path, help="folder for pronunciation.json")
+    parser.add_argument("--only", nargs="+", choices=("lexicon", "corrections"), default=("lexicon", "corrections"))
+    parser.add_argument("--edits", type=int, default=1_000, help="words of the lexicon to correct (1000)")
+    parser.add_argument("--corrections", type=int, help="how much of the stream to report (all)")
+    parser.add_argument("--watched", type=int, default=2_000, help="words that must not change (2000)")
+    parser.add_argument("--memory", type=int, default=6_000, help="lexicon words in the memory file (6000)")
+    given = parser.parse_args()
+    outcomes: list[Outcome] = []
+    sizes = {"watched": given.watched, "memory": given.memory}
+    if "lexicon" in given.only:
+        outcomes.append(run_lexicon(given.data, given.model, edits=given.edits, **sizes))
+    if "corrections" in given.only:
+        outcomes.append(run_corrections(given.data, given.model, edits=given.corrections, **sizes))
+    if given.output is not None:
+        given.output.mkdir(parents=True, exist_ok=True)
+        written = [{**asdict(one), "slowdown": one.slowdown} for one in outcomes]
+        (given.output / "pronunciation.json").write_text(json.dumps(written, indent=2) + "\n")
+    show(outcomes, Console(width=None if sys.stdout.isatty() else 120))
+
+
+if __name__ == "__main__":
+    main()
