@@ -27,8 +27,11 @@ class Waiting(Protocol):
 
 Row = TypeVar("Row", bound=Waiting)
 
-MOST_RUNNING = 4
-"""Batches that take turns; rows that come later wait, and so become one batch, which costs less than several."""
+FEW_RUNNING = 2
+"""Batches that take turns. Rows that come later wait, and so become one batch, which costs less than several."""
+PATIENCE = 0.25
+"""Seconds after which rows begin a batch of their own beside those few: so a short answer outwaits no long one."""
+MOST_RUNNING = 8
 
 
 Batches = Sequence[Iterator[None]]
@@ -44,13 +47,23 @@ class _Job(Generic[T]):
 class DeviceThread(Generic[Row]):
     """Runs batches of rows, short calls and sliced jobs, slice by slice, in its own thread."""
 
-    def __init__(self, run: Callable[[Sequence[Row]], Batches], *, max_batch: int, fit_share: float) -> None:
+    def __init__(
+        self,
+        run: Callable[[Sequence[Row]], Batches],
+        *,
+        max_batch: int,
+        fit_share: float,
+        few_running: int = FEW_RUNNING,
+        patience: float = PATIENCE,
+    ) -> None:
         """run: from rows to the batches they make, each a generator that reports its answers itself."""
         self._run = run
         self._running: deque[Iterator[None]] = deque()
         self._max_batch = max_batch
+        self._few_running = few_running
+        self._patience = patience
         self._slice_per_batch = fit_share / (1 - fit_share)
-        self._rows: deque[Row] = deque()
+        self._rows: deque[tuple[float, Row]] = deque()  # when they came
         self._calls: deque[Callable[[], None]] = deque()
         self._jobs: deque[_Job[Any]] = deque()
         self._waiting = threading.Condition()
@@ -63,7 +76,8 @@ class DeviceThread(Generic[Row]):
         """Queue rows for the next batch; `run` reports their answers."""
         with self._waiting:
             self._refuse_when_stopped()
-            self._rows.extend(rows)
+            now = time.monotonic()
+            self._rows.extend((now, row) for row in rows)
             self._waiting.notify()
 
     def call(self, work: Callable[[], T]) -> Future[T]:
@@ -101,8 +115,7 @@ class DeviceThread(Generic[Row]):
                 self._waiting.wait_for(
                     lambda: self._rows or self._calls or self._jobs or self._running or self._stopping
                 )
-                free = self._max_batch if len(self._running) < MOST_RUNNING else 0
-                rows = [self._rows.popleft() for _ in range(min(len(self._rows), free))]
+                rows = self._next_rows()
                 calls, self._calls = self._calls, deque()
                 if self._stopping and not rows and not calls and not self._running:
                     break
@@ -117,6 +130,15 @@ class DeviceThread(Generic[Row]):
             self._fit()
         for job in self._jobs:
             job.done.cancel()
+
+    def _next_rows(self) -> list[Row]:
+        """What waits, as far as it makes one batch; nothing while enough is running."""
+        running = len(self._running)
+        if not self._rows or running >= MOST_RUNNING:
+            return []
+        if running >= self._few_running and time.monotonic() - self._rows[0][0] < self._patience:
+            return []
+        return [self._rows.popleft()[1] for _ in range(min(len(self._rows), self._max_batch))]
 
     def _advance(self, batch: Iterator[None]) -> None:
         """One slice of a batch, which goes to the end of the line if it is not done."""

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from app.engine.device import DeviceThread
+from app.engine.device import FEW_RUNNING, DeviceThread
 from app.engine.live import Live, View
 from app.engine.traffic import Reservoir
 from app.errors import Unavailable
 from app.model import Answered, Ask, Decoding, Encoding, Model, Output, Read
 from app.observe import Metrics
-from editors.types import Firing, Overlay, Reading, Readout, Rows
+from editors.types import Overlay, Reading, Readout, Rows
 
 T = TypeVar("T")
 
@@ -85,6 +85,7 @@ class Engine:
         max_batch: int,
         fit_share: float,
         traffic: Reservoir | None = None,
+        few_running: int = FEW_RUNNING,
     ) -> None:
         self.model = model
         self.traffic = traffic
@@ -94,7 +95,9 @@ class Engine:
         self._lock = threading.Lock()
         # of its own, so that threads that wait for the database keep no prediction waiting
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
-        self._device: DeviceThread[_Row] = DeviceThread(self._run, max_batch=max_batch, fit_share=fit_share)
+        self._device: DeviceThread[_Row] = DeviceThread(
+            self._run, max_batch=max_batch, fit_share=fit_share, few_running=few_running
+        )
 
     @property
     def live(self) -> Live:
@@ -205,33 +208,31 @@ class Engine:
         return [self._batch(group) for group in _similar(rows, mixed=self.model.mixes_lengths)]
 
     def _batch(self, rows: Sequence[_Row]) -> Iterator[None]:
-        """Answer the rows; yields where others may use the device."""
-        try:
-            answers = yield from self._answered(rows)
-        except Exception as error:  # noqa: BLE001 - the job boundary: it fails its requests, not the thread
-            for request in {id(row.request): row.request for row in rows}.values():
-                request.settle(error)
-            return
-        for row, answer in zip(rows, answers, strict=True):
-            row.request.answers[row.index] = answer
-            row.request.missing -= 1
-            if row.request.missing == 0:
-                row.request.settle([answer for answer in row.request.answers if answer is not None])
-
-    def _answered(self, rows: Sequence[_Row]) -> Generator[None, None, list[Answer]]:
+        """Answer the rows, each as soon as it is finished; yields where others may use the device."""
         started = time.monotonic()
         for row in rows:
             self._metrics.queue_seconds.observe(started - row.queued)
-        patched = _Patched([row.view for row in rows], self.model.device)
-        outputs = yield from self.model.run([row.ask for row in rows], patched)
-        fired = patched.fired([output.positions for output in outputs])
         self._metrics.batch_size.observe(len(rows))
+        patched = _Patched([row.view for row in rows], self.model.device)
+        try:
+            for finished in self.model.run([row.ask for row in rows], patched):
+                for number, output in finished:
+                    self._settle(rows[number], output, patched.fired(number, output.positions))
+                yield
+        except Exception as error:  # noqa: BLE001 - the job boundary: it fails its requests, not the thread
+            for request in {id(row.request): row.request for row in rows}.values():
+                request.settle(error)
         self._metrics.forward_seconds.observe(time.monotonic() - started)
-        if self.traffic is not None:
-            for output, edits in zip(outputs, fired, strict=True):
-                if output.seen is not None and not edits:
-                    self.traffic.offer(output.seen, output.confidence)
-        return [Answer(row.ask, output, edits) for row, output, edits in zip(rows, outputs, fired, strict=True)]
+
+    def _settle(self, row: _Row, output: Output, fired: tuple[Fired, ...]) -> None:
+        """One answer; the request is answered when it was the last."""
+        if self.traffic is not None and output.seen is not None and not fired:
+            self.traffic.offer(output.seen, output.confidence)
+        request = row.request
+        request.answers[row.index] = Answer(row.ask, output, fired)
+        request.missing -= 1
+        if request.missing == 0:
+            request.settle([answer for answer in request.answers if answer is not None])
 
 
 class _Patched:
@@ -241,35 +242,35 @@ class _Patched:
         view_of_row, distinct = _distinct(views)
         overlays = dict.fromkeys(view.overlay for view in distinct if not view.bare)
         self._seen = [_Seen.through(overlay, distinct, view_of_row, device) for overlay in overlays]
-        self._firings: list[tuple[int, _Seen, Firing]] = []
+        self._fired: list[list[_Fired]] = [[] for _ in views]
         self._passes = 0
-        self._rows = len(views)
 
     def __call__(self, queries: Tensor, residuals: Tensor) -> Tensor:
         for seen in self._seen:
             residuals, firing = seen.overlay.apply(queries, residuals, seen.alive, seen.view)
-            if len(firing.rows):
-                self._firings.append((self._passes, seen, firing))
+            triples = zip(firing.rows.tolist(), firing.patches.tolist(), firing.strengths.tolist(), strict=True)
+            for row, patch, strength in triples:
+                self._fired[row].append(_Fired(self._passes, seen.edit_ids[patch], strength))
         self._passes += 1
         return residuals
 
-    def fired(self, positions: Sequence[int]) -> list[tuple[Fired, ...]]:
-        """What fired in the first so many passes of each row, strongest first."""
-        fired: list[dict[str, list[float]]] = [{} for _ in range(self._rows)]
-        for number, seen, firing in self._firings:
-            triples = zip(firing.rows.tolist(), firing.patches.tolist(), firing.strengths.tolist(), strict=True)
-            for row, patch, strength in triples:
-                if number < positions[row]:
-                    fired[row].setdefault(seen.edit_ids[patch], []).append(strength)
-        return [
-            tuple(
-                sorted(
-                    (Fired(edit_id, max(strengths), len(strengths)) for edit_id, strengths in row.items()),
-                    key=lambda each: -each.strength,
-                )
-            )
-            for row in fired
-        ]
+    def fired(self, row: int, passes: int) -> tuple[Fired, ...]:
+        """What fired in the first so many passes of a row, strongest first."""
+        strengths: dict[str, list[float]] = {}
+        for each in self._fired[row]:
+            if each.number < passes:
+                strengths.setdefault(each.edit_id, []).append(each.strength)
+        fired = [Fired(edit_id, max(each), len(each)) for edit_id, each in strengths.items()]
+        return tuple(sorted(fired, key=lambda each: -each.strength))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fired:
+    """One patch in one pass of one row."""
+
+    number: int
+    edit_id: str
+    strength: float
 
 
 @dataclass(frozen=True, slots=True)

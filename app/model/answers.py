@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -65,6 +65,10 @@ class Output:
     """Queries, unpatched residuals and what was answered, one row a position; if it was to be remembered."""
     confidence: float = 0.0
     """The least probability that a position gave to what was answered; if it was to be remembered."""
+
+
+Finished = Sequence[tuple[int, Output]]
+"""Outputs with the numbers of their rows in the batch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ See `deployed.Model` for what its methods promise.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.errors import UnknownLabel
-from app.model.answers import Answered, Ask, Decoding, Encoding, Output, Prediction, Read
+from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Output, Prediction, Read
 from app.model.fingerprint import fingerprint
 from app.model.tokenizing import describe, max_tokens, padded, token_ids
 from editors.errors import UnsupportedModel
@@ -78,10 +78,9 @@ class Classifier:
     def wanted(self, encoding: Encoding, target: str) -> Tensor:
         return torch.tensor([self.label_index(target)])
 
-    def run(self, asks: Sequence[Ask], transform: Transform) -> Generator[None, None, list[Output]]:
-        yield from ()  # one forward pass: there is nothing to stop at
+    def run(self, asks: Sequence[Ask], transform: Transform) -> Iterator[Finished]:
         logits, call = self._forward([ask.encoding for ask in asks], transform)
-        return self._outputs(asks, logits.cpu(), call)
+        yield list(enumerate(self._outputs(asks, logits.cpu(), call)))
 
     def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
         logits, call = self._forward(encodings)

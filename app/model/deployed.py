@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from app.model.answers import Answered, Ask, Decoding, Encoding, Output, Read
+from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Output, Read
 from editors.site import Site, Transform
 
 
@@ -52,8 +52,11 @@ class Model(Protocol):
         UnwritableTarget for one that the tokenizer cannot write.
         """
 
-    def run(self, asks: Sequence[Ask], transform: Transform) -> Generator[None, None, list[Output]]:
-        """Answer one batch, yielding wherever other work may run; `transform` sees one row an ask, in their order."""
+    def run(self, asks: Sequence[Ask], transform: Transform) -> Iterator[Finished]:
+        """Answer one batch, yielding wherever other work may run what has been finished since, each ask once.
+
+        `transform` sees one row an ask, in their order, at every pass.
+        """
 
     def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
         """What the unedited model computes when it is fed the wanted answers: one row a position."""

@@ -8,8 +8,7 @@ See `deployed.Model` for what the methods promise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator as Iterating
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from transformers import (
 )
 
 from app.errors import InputTooLong, Unprocessable
-from app.model.answers import Answered, Ask, Decoding, Encoding, Generation, Output, Read
+from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Generation, Output, Read
 from app.model.conventions import Convention, end_tokens
 from app.model.fingerprint import fingerprint
 from app.model.slices import Pause, in_slices
@@ -122,7 +121,7 @@ class Generator:
     def wanted(self, encoding: Encoding, target: str) -> Tensor:
         return self._convention.wanted(encoding, target)
 
-    def run(self, asks: Sequence[Ask], transform: Transform) -> Iterating[None, None, list[Output]]:
+    def run(self, asks: Sequence[Ask], transform: Transform) -> Iterator[Finished]:
         return in_slices(lambda pause: self._generate(asks, transform, pause))
 
     @torch.no_grad()
@@ -157,11 +156,9 @@ class Generator:
         """Turns the tokens of one answer into pieces of text as they come."""
         return Pieces(self._tokenizer, encoding if self.task == "causal" else None)
 
-    def _generate(self, asks: Sequence[Ask], transform: Transform, pause: Pause) -> list[Output]:
+    def _generate(self, asks: Sequence[Ask], transform: Transform, pause: Pause[Finished]) -> None:
         """One batch by transformers' `generate`, greedy but for the rows that draw."""
-        encodings = [ask.encoding for ask in asks]
         rooms = [min(_decoding(ask).max_new_tokens, self._convention.room(ask.encoding)) for ask in asks]
-        steps = Steps(asks, rooms, self._ends, lambda row: self._text(asks[row], steps.tokens[row]), pause)
         confidence, seen = Confidence(), list[tuple[Tensor, Tensor]]()
         remember = any(ask.remember for ask in asks)
 
@@ -170,15 +167,17 @@ class Generator:
                 seen.append((queries, residuals))
             return transform(queries, residuals)
 
-        last = Pass.at(torch.full((len(asks),), -1, device=self.device), at_the_site)
-        with self._join.during(last):
+        def tell(rows: Sequence[int]) -> None:
+            pause([(row, self._output(row, asks[row], steps, confidence, seen)) for row in rows])
+
+        steps = Steps(asks, rooms, self._ends, lambda row: self._text(asks[row], steps.tokens[row]), tell)
+        with self._join.during(Pass.at(torch.full((len(asks),), -1, device=self.device), at_the_site)):
             self._model.generate(
-                **self._convention.inputs(encodings),
+                **self._convention.inputs([ask.encoding for ask in asks]),
                 max_new_tokens=max(rooms),
                 logits_processor=LogitsProcessorList([*([confidence] if remember else []), Draw(asks)]),
                 stopping_criteria=StoppingCriteriaList([steps]),
             )
-        return [self._output(row, ask, steps, confidence, seen) for row, ask in enumerate(asks)]
 
     def _output(
         self, row: int, ask: Ask, steps: Steps, confidence: Confidence, seen: Sequence[tuple[Tensor, Tensor]]

@@ -7,24 +7,24 @@ back at each change of hands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 from greenlet import greenlet
 
 T = TypeVar("T")
-Pause = Callable[[], None]
+Pause = Callable[[T], None]
 
 
-def in_slices(work: Callable[[Pause], T]) -> Generator[None, None, T]:
-    """Run `work(pause)`, yielding at every pause. Closing the generator ends the work where it pauses."""
+def in_slices(work: Callable[[Pause[T]], None]) -> Iterator[T]:
+    """Run `work(pause)`; every `pause(item)` yields the item. Closing the iterator ends the work where it pauses."""
     running = greenlet(work)
     grad_mode = torch.is_grad_enabled()
 
-    def pause() -> None:
+    def pause(item: T) -> None:
         assert running.parent is not None
-        running.parent.switch()
+        running.parent.switch(item)
 
     def hand_over(hand: Callable[[], T]) -> T:
         nonlocal grad_mode
@@ -37,11 +37,10 @@ def in_slices(work: Callable[[Pause], T]) -> Generator[None, None, T]:
             torch.set_grad_enabled(outside)
 
     try:
-        result = hand_over(lambda: running.switch(pause))
+        item: T = hand_over(lambda: running.switch(pause))
         while not running.dead:
-            yield
-            result = hand_over(running.switch)
-        return result
+            yield item
+            item = hand_over(running.switch)
     finally:
         if running and not running.dead:
             hand_over(running.throw)

@@ -20,28 +20,34 @@ from transformers import (
 )
 
 from app.model.answers import Ask, Sampling
-from app.model.slices import Pause
 
 
 class Steps(StoppingCriteria):
     """Called after each token of a batch: keeps every row's tokens and says which rows are finished."""
 
     def __init__(
-        self, asks: Sequence[Ask], rooms: Sequence[int], ends: Collection[int], text: Callable[[int], str], pause: Pause
+        self,
+        asks: Sequence[Ask],
+        rooms: Sequence[int],
+        ends: Collection[int],
+        text: Callable[[int], str],
+        tell: Callable[[Sequence[int]], None],
     ) -> None:
-        """rooms: the most tokens of each row. ends: the end tokens. text: the answer of a row so far."""
+        """rooms: the most tokens of each row. ends: the end tokens. text: the answer of a row so far.
+
+        tell: is called after every token with the rows that it finished; others may use the device meanwhile.
+        """
         self.tokens: list[list[int]] = [[] for _ in asks]
         self.finish_reasons: list[str | None] = [None] * len(asks)
-        self._asks, self._rooms, self._ends, self._text, self._pause = asks, rooms, ends, text, pause
+        self._asks, self._rooms, self._ends, self._text, self._tell = asks, rooms, ends, text, tell
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        for row, token in enumerate(input_ids[:, -1].tolist()):
-            if self.finish_reasons[row] is None:
-                self._take(row, token)
-        done = [reason is not None for reason in self.finish_reasons]
-        if not all(done):
-            self._pause()
-        return torch.tensor(done, device=input_ids.device)
+        open_rows = [row for row, reason in enumerate(self.finish_reasons) if reason is None]
+        newest = input_ids[:, -1].tolist()
+        for row in open_rows:
+            self._take(row, newest[row])
+        self._tell([row for row in open_rows if self.finish_reasons[row] is not None])
+        return torch.tensor([reason is not None for reason in self.finish_reasons], device=input_ids.device)
 
     def positions(self, row: int) -> int:
         """How many tokens the model gave in this row, the end token among them."""

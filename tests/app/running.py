@@ -17,9 +17,5 @@ def bare(queries: Tensor, residuals: Tensor) -> Tensor:
 
 def run(model: Model, asks: Sequence[Ask], transform: Transform = bare) -> list[Output]:
     """The outputs of one batch, to its end."""
-    slices = model.run(asks, transform)
-    while True:
-        try:
-            next(slices)
-        except StopIteration as end:
-            return list(end.value)
+    finished = {row: output for some in model.run(asks, transform) for row, output in some}
+    return [finished[row] for row in range(len(asks))]

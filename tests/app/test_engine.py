@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
 
-from app.engine.device import MOST_RUNNING, DeviceThread
+from app.engine.device import FEW_RUNNING, DeviceThread
 
 
 class Texts:
@@ -71,41 +72,66 @@ def test_a_short_answer_does_not_wait_for_a_long_one(device: DeviceThread[str], 
     assert texts.done[0] == "short!"
 
 
-def test_beyond_so_many_running_batches_rows_wait_and_become_one(device: DeviceThread[str], texts: Texts) -> None:
-    release = threading.Event()
+class Held(Texts):
+    """Every batch goes on until it is let go."""
 
-    def held(rows: Sequence[str]) -> Iterator[None]:
-        texts.batches.append(list(rows))
-        while not release.is_set():
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = threading.Event()
+
+    def batch(self, rows: Sequence[str]) -> Iterator[None]:
+        self.batches.append(list(rows))
+        while not self.release.is_set():
             yield
-        texts.ran.release(len(rows))
+        self.ran.release(len(rows))
 
-    texts.batch = held  # type: ignore[method-assign]
-    for number in range(MOST_RUNNING):
-        device.submit([f"running {number}"])
-        while len(texts.batches) <= number:
-            device.call(lambda: None).result(10)
-    device.submit(["waits"])
-    device.submit(["waits too"])
-    device.call(lambda: None).result(10)
-    release.set()
-    texts.wait_for(MOST_RUNNING + 2)
-    assert texts.batches[-1] == ["waits", "waits too"]
+    def fill(self, device: DeviceThread[str]) -> None:
+        """Let as many batches run as usually take turns."""
+        for number in range(FEW_RUNNING):
+            device.submit([f"running {number}"])
+            while len(self.batches) <= number:
+                device.call(lambda: None).result(10)
 
 
-def test_a_fit_gets_on_between_the_tokens_of_a_long_answer(device: DeviceThread[str], texts: Texts) -> None:
-    endless = threading.Event()
+def test_beyond_so_many_running_batches_rows_wait_and_become_one() -> None:
+    held = Held()
+    device: DeviceThread[str] = DeviceThread(held.run, max_batch=4, fit_share=0.3, patience=1000.0)
+    try:
+        held.fill(device)
+        device.submit(["waits"])
+        device.submit(["waits too"])
+        device.call(lambda: None).result(10)
+        assert len(held.batches) == FEW_RUNNING
+    finally:
+        held.release.set()
+        device.close()
+    assert held.batches[-1] == ["waits", "waits too"]
 
-    def writing(rows: Sequence[str]) -> Iterator[None]:
-        while not endless.is_set():
-            yield
-        texts.ran.release(len(rows))
 
-    texts.batch = writing  # type: ignore[method-assign]
-    device.submit(["text"])
-    assert device.work(iter_then(20), lambda _: None).result(10) == 20
-    endless.set()
-    texts.wait_for(1)
+def test_rows_that_waited_long_enough_begin_beside_what_is_running() -> None:
+    held = Held()
+    device: DeviceThread[str] = DeviceThread(held.run, max_batch=4, fit_share=0.3, patience=0.01)
+    try:
+        held.fill(device)
+        device.submit(["patient"])
+        deadline = time.monotonic() + 10
+        while len(held.batches) == FEW_RUNNING:
+            assert time.monotonic() < deadline
+    finally:
+        held.release.set()
+        device.close()
+    assert held.batches[-1] == ["patient"]
+
+
+def test_a_fit_gets_on_between_the_tokens_of_a_long_answer() -> None:
+    held = Held()
+    device: DeviceThread[str] = DeviceThread(held.run, max_batch=4, fit_share=0.3)
+    try:
+        device.submit(["text"])
+        assert device.work(iter_then(20), lambda _: None).result(10) == 20
+    finally:
+        held.release.set()
+        device.close()
 
 
 def test_a_job_returns_its_value_and_tells_each_slice(device: DeviceThread[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextvars import ContextVar
 
 import pytest
@@ -13,31 +13,22 @@ from app.model.slices import Pause, in_slices
 MARK: ContextVar[str] = ContextVar("mark", default="outside")
 
 
-def end_of(slices: Generator[None, None, object]) -> object:
-    while True:
-        try:
-            next(slices)
-        except StopIteration as end:
-            return end.value
-
-
-def counting(count: int, seen: list[int]) -> Callable[[Pause], int]:
-    def work(pause: Pause) -> int:
+def counting(count: int, seen: list[int]) -> Callable[[Pause[int]], None]:
+    def work(pause: Pause[int]) -> None:
         for number in range(count):
             seen.append(number)
-            pause()
-        return count
+            pause(number * number)
 
     return work
 
 
-def test_work_stops_at_each_pause_and_returns_its_value() -> None:
+def test_work_stops_at_each_pause_and_yields_what_it_says() -> None:
     seen: list[int] = []
     slices = in_slices(counting(3, seen))
     assert seen == []
-    next(slices)
+    assert next(slices) == 0
     assert seen == [0]
-    assert end_of(slices) == 3
+    assert list(slices) == [1, 4]
     assert seen == [0, 1, 2]
 
 
@@ -52,9 +43,9 @@ def test_two_works_take_turns() -> None:
 def test_grad_mode_is_each_sides_own() -> None:
     inside: list[bool] = []
 
-    def work(pause: Pause) -> None:
+    def work(pause: Pause[None]) -> None:
         with torch.no_grad():
-            pause()
+            pause(None)
             inside.append(torch.is_grad_enabled())
         inside.append(torch.is_grad_enabled())
 
@@ -62,7 +53,7 @@ def test_grad_mode_is_each_sides_own() -> None:
     next(slices)
     assert torch.is_grad_enabled()
     with torch.no_grad():
-        end_of(slices)
+        list(slices)
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
     assert inside == [False, True]
@@ -71,21 +62,21 @@ def test_grad_mode_is_each_sides_own() -> None:
 def test_context_variables_are_each_sides_own() -> None:
     inside: list[str] = []
 
-    def work(pause: Pause) -> None:
+    def work(pause: Pause[None]) -> None:
         MARK.set("inside")
-        pause()
+        pause(None)
         inside.append(MARK.get())
 
     slices = in_slices(work)
     next(slices)
     assert MARK.get() == "outside"
-    end_of(slices)
+    list(slices)
     assert inside == ["inside"]
 
 
 def test_an_error_comes_out_where_the_slice_was_asked_for() -> None:
-    def work(pause: Pause) -> None:
-        pause()
+    def work(pause: Pause[None]) -> None:
+        pause(None)
         raise ValueError("broken")
 
     slices = in_slices(work)
@@ -97,10 +88,10 @@ def test_an_error_comes_out_where_the_slice_was_asked_for() -> None:
 def test_closing_ends_the_work_where_it_pauses_and_cleans_up() -> None:
     left: list[str] = []
 
-    def work(pause: Pause) -> None:
+    def work(pause: Pause[None]) -> None:
         try:
             with torch.no_grad():
-                pause()
+                pause(None)
         finally:
             left.append("cleaned")
 
