@@ -17,10 +17,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from editors.errors import CorruptPatch, ForeignPatch
-from editors.types import Editor, Header, Patch, Rows
+from editors.types import Editor, Header, Patch, Reading, Rows
 
 FORMAT = "errata-patch/1"
-ROWS_FORMAT = "errata-rows/1"
+ROWS_FORMAT = "errata-rows/2"
+ROWS_WITHOUT_LENGTHS = "errata-rows/1"
+"""The former format, still read: every row is a text of its own."""
 _ENTRY = "errata"
 """The one metadata entry: safetensors does not keep the order of several, so the bytes would not be repeatable."""
 
@@ -36,18 +38,35 @@ def decode(data: bytes) -> Patch:
     return Patch(_header(described), tensors)
 
 
-def encode_rows(rows: Rows) -> bytes:
+def encode_rows(reading: Reading) -> bytes:
     """Activations of an edit as safetensors bytes."""
-    tensors = {"queries": rows.queries, "residuals": rows.residuals, "labels": rows.labels}
+    rows, lengths = reading.rows, torch.tensor(reading.lengths, dtype=torch.int64)
+    tensors = {"queries": rows.queries, "residuals": rows.residuals, "labels": rows.labels, "lengths": lengths}
     return _pack(tensors, {"format": ROWS_FORMAT})
 
 
-def decode_rows(data: bytes) -> Rows:
-    """The rows that `encode_rows` made these bytes of. Raises CorruptPatch."""
-    tensors, _ = _unpack(data, ROWS_FORMAT)
-    if tensors.keys() != {"queries", "residuals", "labels"} or len({len(tensor) for tensor in tensors.values()}) > 1:
-        raise CorruptPatch(f"The stored rows hold the tensors {', '.join(sorted(tensors))} or are of unequal number.")
-    return Rows(**tensors)
+def decode_rows(data: bytes) -> Reading:
+    """The reading that `encode_rows` made these bytes of. Raises CorruptPatch."""
+    tensors, described = _unpack(data, ROWS_FORMAT, ROWS_WITHOUT_LENGTHS)
+    names = {"queries", "residuals", "labels"} | ({"lengths"} if described["format"] == ROWS_FORMAT else set())
+    if tensors.keys() != names:
+        raise CorruptPatch(f"The stored rows hold the tensors {', '.join(sorted(tensors))}.")
+    lengths = tensors.pop("lengths", torch.ones(tensors["labels"].shape, dtype=torch.int64))
+    count = _count(tensors)
+    if lengths.dim() != 1 or lengths.dtype != torch.int64 or min(lengths.tolist(), default=1) < 1:
+        raise CorruptPatch(f"The stored rows give their texts the lengths {lengths.tolist()}; each has at least 1 row.")
+    if (total := sum(lengths.tolist())) != count:
+        raise CorruptPatch(f"The stored rows are {count}, but the lengths of their texts add up to {total}.")
+    return Reading(Rows(**tensors), tuple(lengths.tolist()))
+
+
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    """How many rows these tensors of rows hold."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    count, *_ = (*shapes["labels"], 0)
+    if shapes["labels"] != (count,) or shapes["queries"] != shapes["residuals"] or shapes["queries"][:-1] != (count,):
+        raise CorruptPatch(f"The stored rows are of unequal number: {shapes}.")
+    return count
 
 
 def sha256(data: bytes) -> str:
@@ -70,16 +89,17 @@ def _pack(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> bytes:
     return save(own, metadata={_ENTRY: json.dumps(described, sort_keys=True, separators=(",", ":"))})
 
 
-def _unpack(data: bytes, expected: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _unpack(data: bytes, *formats: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         length = int.from_bytes(data[:8], "little")
         described = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ENTRY])
         found = described["format"]
         tensors = load(data)
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise CorruptPatch(f"These {len(data)} bytes are not of the format {expected}: {error!r}.") from error
-    if found != expected:
-        raise CorruptPatch(f"These bytes are of the format {found!r}; {expected!r} is understood here.")
+        raise CorruptPatch(f"These {len(data)} bytes are not of the format {formats[0]}: {error!r}.") from error
+    if found not in formats:
+        understood = " and ".join(map(repr, formats))
+        raise CorruptPatch(f"These bytes are of the format {found!r}; {understood} is understood here.")
     return tensors, described
 
 

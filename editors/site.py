@@ -63,6 +63,8 @@ class _Call:
     module: nn.Module
     width_in: int
     width_out: int
+    dimensions: int
+    """Of the input: 3 as long as there are positions."""
 
 
 def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Site]:
@@ -103,7 +105,7 @@ def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Site]:
     shared = next((norm.name for norm in norms if times[norm.name] > 1), None)
     if shared is not None:
         raise UnsupportedModel(f"{_kind(model)} uses {shared} more than once in one pass: its layers are shared.")
-    position = _position_read(model, norms[-1].module, inputs)
+    position = _position_read(model, norms[0].module, inputs)
     returns = _layer_returns(model, stack, inputs)
     return [Site(calls[up].name, norm.name, stack, position, hidden, returns) for norm in norms]
 
@@ -119,7 +121,7 @@ def _trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[_Call]:
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].is_floating_point():
-                calls.append(_Call(name, module, args[0].shape[-1], output.shape[-1]))
+                calls.append(_Call(name, module, args[0].shape[-1], output.shape[-1], args[0].dim()))
 
         return hook
 
@@ -151,7 +153,7 @@ def _layer_list(model: nn.Module, name: str) -> str | None:
 
 def _is_norm(call: _Call, hidden: int) -> bool:
     shapes = {tuple(parameter.shape) for parameter in call.module.parameters(recurse=False)}
-    return call.width_in == call.width_out == hidden and shapes == {(hidden,)}
+    return call.dimensions == 3 and call.width_in == call.width_out == hidden and shapes == {(hidden,)}
 
 
 def _position_read(model: nn.Module, norm: nn.Module, inputs: Mapping[str, Tensor]) -> Position:
@@ -211,7 +213,7 @@ class Pass:
     rows: Tensor  # (n,) int64, of the batch
     columns: Tensor  # (n,) int64, the position in each of these rows
     transform: Transform | None = None
-    queries: Tensor | None = None  # (n, hidden), set by the pass
+    queries: Tensor | None = None  # (n, hidden) after the pass
     residuals: Tensor | None = None  # (n, hidden), before the transform
 
     @classmethod
@@ -341,13 +343,15 @@ class Join:
     def _read(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         call = self._passes.get()
         if call is not None:
-            call.queries = args[0][call.rows, call.columns]
+            call.queries = args[0]
 
     def _join(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         call = self._passes.get()
         if call is None:
             return None
         assert call.queries is not None, "the norm ran before the feed-forward layer"
+        # Some models (OPT) flatten batch and tokens in front of their feed-forward layers.
+        call.queries = call.queries.reshape(args[0].shape)[call.rows, call.columns]
         call.residuals = args[0][call.rows, call.columns]
         if call.transform is None:
             return None

@@ -101,6 +101,7 @@ class Client:
         as_of: int | None = None,
         exclude: Sequence[str] = (),
         explain: bool = False,
+        max_new_tokens: int | None = None,
     ) -> Answer:
         """Answers at one revision, with or without edits."""
         body: dict[str, Any] = {"inputs": list(inputs)}
@@ -112,6 +113,8 @@ class Client:
             body["exclude"] = list(exclude)
         if explain:
             body["explain"] = True
+        if max_new_tokens is not None:
+            body["generation"] = {"max_new_tokens": max_new_tokens}
         return cast(Answer, self._json("POST", "/predict", json=body))
 
     def report(self, draft: Draft, *, key: str, wait: float = 0) -> Edit:

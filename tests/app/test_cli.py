@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from typer.testing import CliRunner
 
 from app.cli import commands
+from app.cli.tables import said
 
 LIVE_ID = "0197a000-0000-7000-8000-000000000001"
 OTHER_ID = "0197a000-0000-7000-8000-000000000002"
@@ -251,14 +252,21 @@ def test_predict_shows_label_score_and_the_edits_that_fired(service: Service) ->
 
 
 def test_predict_sends_what_its_options_say(service: Service) -> None:
-    errata("predict", "a", "b", "--unedited", "--as-of", "3", "--exclude", LIVE_ID, "--explain", url=service.url)
+    asked = ("--unedited", "--as-of", "3", "--exclude", LIVE_ID, "--explain", "--max-new-tokens", "7")
+    errata("predict", "a", "b", *asked, url=service.url)
     assert service.body_of("/predict") == {
         "inputs": ["a", "b"],
         "edits": "off",
         "as_of": 3,
         "exclude": [LIVE_ID],
         "explain": True,
+        "generation": {"max_new_tokens": 7},
     }
+
+
+def test_a_written_answer_is_shown_with_a_mark_where_it_was_cut_off() -> None:
+    assert said({"text": " w1 w2", "finish_reason": "length"}) == "w1 w2…"
+    assert said({"text": " w1 w2", "finish_reason": "stop"}) == "w1 w2"
 
 
 def test_predict_explained_shows_what_the_unedited_model_says(service: Service) -> None:

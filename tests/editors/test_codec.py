@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
+from torch import Tensor
 
 from editors import codec
 from editors.errors import CorruptPatch, ForeignPatch, NotFinite
 from editors.neuron import TransformerPatcher
-from editors.types import Header, Patch, Rows
+from editors.types import Header, Patch, Reading, Rows
 
 HEADER = Header("transformer-patcher", 1, base="sha256:0", site="norm@first", dtype="float32")
 
@@ -99,9 +100,8 @@ def test_a_later_format_is_refused_by_its_name() -> None:
 
 
 def test_rows_are_not_taken_for_a_patch() -> None:
-    rows = Rows(torch.zeros(1, 4), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
-    with pytest.raises(CorruptPatch, match="'errata-rows/1'"):
-        codec.decode(codec.encode_rows(rows))
+    with pytest.raises(CorruptPatch, match="'errata-rows/2'"):
+        codec.decode(codec.encode_rows(reading()))
 
 
 def test_nan_in_stored_bytes_is_refused() -> None:
@@ -137,16 +137,97 @@ def test_a_foreign_patch_is_refused_naming_both_values(changed: dict[str, object
     assert ours in str(refusal.value)
 
 
+def reading() -> Reading:
+    """Two texts, of one row and of two."""
+    generator = torch.Generator().manual_seed(0)
+    queries, residuals = torch.randn(2, 3, 8, generator=generator)
+    return Reading(Rows(queries, residuals.bfloat16(), torch.tensor([4, 0, 2])), lengths=(1, 2))
+
+
+def stored_rows(form: str, **changed: Tensor) -> bytes:
+    """Three rows of two texts as bytes of the format `form`, some of their tensors other than they should be."""
+    rows = {"queries": torch.zeros(3, 4), "residuals": torch.ones(3, 4), "labels": torch.tensor([4, 0, 2])}
+    return save({**rows, **changed}, metadata={"errata": json.dumps({"format": form})})
+
+
 def test_rows_survive_their_bytes() -> None:
-    rows = Rows(torch.randn(3, 8), torch.randn(3, 8).bfloat16(), torch.tensor([4, 0, 2]))
-    loaded = codec.decode_rows(codec.encode_rows(rows))
-    assert torch.equal(loaded.queries, rows.queries)
-    assert torch.equal(loaded.residuals, rows.residuals)
-    assert torch.equal(loaded.labels, rows.labels)
+    loaded = codec.decode_rows(codec.encode_rows(reading()))
+    assert torch.equal(loaded.rows.queries, reading().rows.queries)
+    assert torch.equal(loaded.rows.residuals, reading().rows.residuals)
+    assert torch.equal(loaded.rows.labels, reading().rows.labels)
+    assert loaded.lengths == (1, 2)
 
 
-def test_rows_of_unequal_number_are_refused() -> None:
-    described = {"errata": json.dumps({"format": "errata-rows/1"})}
-    tensors = {"queries": torch.zeros(2, 4), "residuals": torch.zeros(2, 4), "labels": torch.zeros(3)}
-    with pytest.raises(CorruptPatch):
-        codec.decode_rows(save(tensors, metadata=described))
+def test_no_rows_survive_their_bytes() -> None:
+    none = Reading(reading().rows[:0], lengths=())
+    assert codec.decode_rows(codec.encode_rows(none)).lengths == ()
+
+
+def test_the_same_rows_give_the_same_bytes() -> None:
+    assert codec.encode_rows(reading()) == codec.encode_rows(codec.decode_rows(codec.encode_rows(reading())))
+
+
+def test_every_truncation_of_rows_is_refused() -> None:
+    data = codec.encode_rows(reading())
+    for length in range(len(data)):
+        with pytest.raises(CorruptPatch):
+            codec.decode_rows(data[:length])
+
+
+def test_a_patch_is_not_taken_for_rows() -> None:
+    with pytest.raises(CorruptPatch, match="'errata-patch/1'"):
+        codec.decode_rows(codec.encode(patch()))
+
+
+def test_of_rows_stored_without_lengths_each_is_a_text_of_its_own() -> None:
+    loaded = codec.decode_rows(stored_rows("errata-rows/1"))
+    assert loaded.lengths == (1, 1, 1)
+    assert loaded.rows.labels.tolist() == [4, 0, 2]
+    assert torch.equal(loaded.rows.residuals, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"labels": torch.zeros(4, dtype=torch.int64)}, id="labels"),
+        pytest.param({"residuals": torch.zeros(2, 4)}, id="residuals"),
+        pytest.param({"residuals": torch.zeros(3, 5)}, id="width"),
+        pytest.param({"queries": torch.zeros(()), "residuals": torch.zeros(())}, id="scalars"),
+        pytest.param({"labels": torch.tensor(4)}, id="scalar label"),
+    ],
+)
+@pytest.mark.parametrize("form", ["errata-rows/1", "errata-rows/2"])
+def test_rows_of_unequal_number_are_refused(form: str, changed: dict[str, Tensor]) -> None:
+    lengths = {"lengths": torch.tensor([1, 2])} if form == "errata-rows/2" else {}
+    with pytest.raises(CorruptPatch, match="of unequal number"):
+        codec.decode_rows(stored_rows(form, **lengths, **changed))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sentence"),
+    [
+        pytest.param(torch.tensor([1, 1]), "are 3, but the lengths of their texts add up to 2", id="too few"),
+        pytest.param(torch.tensor([2, 2]), "are 3, but the lengths of their texts add up to 4", id="too many"),
+        pytest.param(torch.tensor([2**62] * 4 + [3]), "add up to 18446744073709551619", id="beyond 64 bits"),
+        pytest.param(torch.tensor([3, 0]), "each has at least 1 row", id="an empty text"),
+        pytest.param(torch.tensor([4, -1]), "each has at least 1 row", id="a negative length"),
+        pytest.param(torch.tensor([1.0, 2.0]), "each has at least 1 row", id="no integers"),
+        pytest.param(torch.tensor(3), "each has at least 1 row", id="not a list"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(lengths: Tensor, sentence: str) -> None:
+    with pytest.raises(CorruptPatch, match=sentence):
+        codec.decode_rows(stored_rows("errata-rows/2", lengths=lengths))
+
+
+@pytest.mark.parametrize(
+    ("form", "changed"),
+    [
+        pytest.param("errata-rows/2", {}, id="no lengths"),
+        pytest.param("errata-rows/2", {"lengths": torch.tensor([3]), "more": torch.zeros(3)}, id="one too many"),
+        pytest.param("errata-rows/1", {"lengths": torch.tensor([3])}, id="lengths in the former format"),
+    ],
+)
+def test_rows_with_other_tensors_are_refused_by_their_names(form: str, changed: dict[str, Tensor]) -> None:
+    with pytest.raises(CorruptPatch, match=r"hold the tensors .*labels.*queries, residuals"):
+        codec.decode_rows(stored_rows(form, **changed))

@@ -1,90 +1,188 @@
-"""Tiny random classifiers of the real classes, with their sites opened. Nothing is downloaded."""
+"""Tiny random models of the real classes, and what an editor's tests ask of them. Nothing is downloaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
 from torch import Tensor, nn
 
 from editors.site import Join, Pass, Transform
-from editors.types import Rows
 
 LABELS = 5
 VOCABULARY = 100
-PAD = 1
-SIZES = {"vocab_size": VOCABULARY, "num_labels": LABELS, "pad_token_id": PAD, "initializer_range": 0.3}
-ENCODER = {
+PAD, START, END = 1, 2, 3
+WORDS = range(5, VOCABULARY)
+SIZES = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "initializer_range": 0.3}
+SPECIAL = {"bos_token_id": START, "eos_token_id": END}
+LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+ENCODER = {**SIZES, **LAYERS, "num_labels": LABELS, "intermediate_size": 64, "max_position_embeddings": 40}
+DECODER = {**ENCODER, **SPECIAL, "num_key_value_heads": 2}
+DISTILBERT = {
     **SIZES,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
+    "num_labels": LABELS,
+    "dim": 32,
+    "n_layers": 3,
+    "n_heads": 4,
+    "hidden_dim": 64,
     "max_position_embeddings": 40,
 }
-DECODER = {**ENCODER, "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3}
-DISTILBERT = {**SIZES, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 40}
-GPT2 = {**SIZES, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "bos_token_id": 2, "eos_token_id": 3}
-SPECIAL = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
-MODERNBERT = {**ENCODER, **SPECIAL, "classifier_pooling": "cls", "global_attn_every_n_layers": 2}
+GPT2 = {**SIZES, **SPECIAL, "num_labels": LABELS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40}
+MODERNBERT = {
+    **ENCODER,
+    **SPECIAL,
+    "cls_token_id": START,
+    "sep_token_id": END,
+    "classifier_pooling": "cls",
+    "global_attn_every_n_layers": 2,
+}
 DEBERTA = {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pooler_hidden_size": 32}
 
-FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "bert": ("Bert", ENCODER),
-    "roberta": ("Roberta", ENCODER),
-    "distilbert": ("DistilBert", DISTILBERT),
-    "electra": ("Electra", {**ENCODER, "embedding_size": 16}),
-    "deberta-v2": ("DebertaV2", DEBERTA),
-    "mpnet": ("MPNet", ENCODER),
-    "modernbert": ("ModernBert", MODERNBERT),
-    "xlm-roberta": ("XLMRoberta", ENCODER),
-    "gpt2": ("GPT2", GPT2),
-    "llama": ("Llama", DECODER),
-    "qwen2": ("Qwen2", DECODER),
+CLASSIFIERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "bert": ("BertForSequenceClassification", ENCODER),
+    "roberta": ("RobertaForSequenceClassification", ENCODER),
+    "distilbert": ("DistilBertForSequenceClassification", DISTILBERT),
+    "electra": ("ElectraForSequenceClassification", {**ENCODER, "embedding_size": 16}),
+    "deberta-v2": ("DebertaV2ForSequenceClassification", DEBERTA),
+    "mpnet": ("MPNetForSequenceClassification", ENCODER),
+    "modernbert": ("ModernBertForSequenceClassification", MODERNBERT),
+    "xlm-roberta": ("XLMRobertaForSequenceClassification", ENCODER),
+    "gpt2": ("GPT2ForSequenceClassification", GPT2),
+    "llama": ("LlamaForSequenceClassification", DECODER),
+    "qwen2": ("Qwen2ForSequenceClassification", DECODER),
 }
-"""Class prefix in transformers, and the sizes of the tiny model."""
+"""Class in transformers, and the sizes of the tiny model."""
+
+BART = {
+    **SIZES,
+    **SPECIAL,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 40,
+    "decoder_start_token_id": END,
+    "forced_eos_token_id": None,
+}
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 16,
+    "initializer_factor": 3.0,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": PAD,
+    "eos_token_id": END,
+    "decoder_start_token_id": PAD,
+}
+OPT = {**DECODER, "ffn_dim": 64, "word_embed_proj_dim": 32}
+SEQ2SEQ: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "bart-seq2seq": ("BartForConditionalGeneration", BART),
+    "mbart-seq2seq": ("MBartForConditionalGeneration", BART),
+    "marian-seq2seq": ("MarianMTModel", {**BART, "initializer_range": 0.6, "scale_embedding": True}),
+    "t5-seq2seq": ("T5ForConditionalGeneration", T5),
+    "t5-gated-seq2seq": (
+        "T5ForConditionalGeneration",
+        {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "initializer_factor": 2.0},
+    ),
+}
+CAUSAL: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "gpt2-causal": ("GPT2LMHeadModel", GPT2),
+    "llama-causal": ("LlamaForCausalLM", DECODER),
+    "qwen2-causal": ("Qwen2ForCausalLM", DECODER),
+    "qwen3-causal": ("Qwen3ForCausalLM", {**DECODER, "head_dim": 8}),
+    "mistral-causal": ("MistralForCausalLM", {**DECODER, "sliding_window": 8}),
+    "gemma2-causal": ("Gemma2ForCausalLM", {**DECODER, "head_dim": 8, "sliding_window": 8}),
+    "phi3-causal": ("Phi3ForCausalLM", DECODER),
+    "opt-causal": ("OPTForCausalLM", OPT),
+    "gpt-neox-causal": ("GPTNeoXForCausalLM", DECODER),
+}
+"""Sizes at which the answer depends on the text, which of a random model it need not."""
+GENERATORS = {**SEQ2SEQ, **CAUSAL}
+FAMILIES = {**CLASSIFIERS, **GENERATORS}
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one forward pass computed, one row an input."""
+    """What one forward pass computed: one row for each position that the head reads, text by text."""
 
-    logits: Tensor
-    queries: Tensor
-    residuals: Tensor
+    logits: Tensor  # (n, labels or tokens)
+    queries: Tensor  # (n, hidden)
+    residuals: Tensor  # (n, hidden)
+    lengths: tuple[int, ...]
+    """How many rows each text has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a model answers when nothing is fed to it but the texts: of each a label, or tokens up to the end token."""
+
+    logits: Tensor  # (n, labels or tokens), of each label or token the logits that it was chosen from
+    tokens: list[list[int]]
+
+
+class Tiny(Protocol):
+    """A tiny model with its site opened, that takes texts as lists of token ids."""
+
+    model: nn.Module
+    join: Join
+
+    def forward(
+        self,
+        texts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        transform: Transform | None = None,
+        side: str = "right",
+    ) -> Seen:
+        """One pass that feeds a generating model the answers, and sees it at every position of them."""
+
+    def answer(
+        self, texts: Sequence[Sequence[int]], transform: Transform | None = None, *, cached: bool = True
+    ) -> Answers:
+        """What the model says by itself: the best label, or greedily generated tokens."""
+
+    def another(self, text: Sequence[int], answer: Sequence[int]) -> list[int]:
+        """An answer to the text that is not this one."""
 
 
 class TinyClassifier:
-    """A random classifier that takes texts as lists of token ids."""
+    """A random classifier; its answer is one label."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
         self.join = Join.open(self.model, batch([[5, 6, 7], [8, 9, 10, 11, 12]]))
 
-    @property
-    def hidden(self) -> int:
-        return self.join.site.hidden
-
     @torch.no_grad()
-    def forward(self, texts: Sequence[Sequence[int]], transform: Transform | None = None, side: str = "right") -> Seen:
+    def forward(
+        self,
+        texts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]] = (),
+        transform: Transform | None = None,
+        side: str = "right",
+    ) -> Seen:
         inputs = batch(texts, side)
-        with self.join.during(Pass(self.join.positions(inputs["attention_mask"]), transform)) as call:
+        with self.join.during(Pass.at(self.join.positions(inputs["attention_mask"]), transform)) as call:
             logits = self.model(**inputs).logits
         assert call.queries is not None
         assert call.residuals is not None
-        return Seen(logits, call.queries, call.residuals)
+        return Seen(logits, call.queries, call.residuals, (1,) * len(texts))
 
-    def rows(self, texts: Sequence[Sequence[int]], labels: Tensor | None = None) -> Rows:
-        """The texts' activations; labels are what the model says unless given."""
-        seen = self.forward(texts)
-        return Rows(seen.queries, seen.residuals, seen.logits.argmax(-1) if labels is None else labels)
+    def answer(
+        self, texts: Sequence[Sequence[int]], transform: Transform | None = None, *, cached: bool = True
+    ) -> Answers:
+        logits = self.forward(texts, transform=transform).logits
+        return Answers(logits, logits.argmax(-1, keepdim=True).tolist())
 
-    def readout(self, residuals: Tensor) -> Tensor:
-        return self.join.readout(residuals)
+    def another(self, text: Sequence[int], answer: Sequence[int]) -> list[int]:
+        return [(answer[0] + 1) % LABELS]
 
 
 def batch(texts: Sequence[Sequence[int]], side: str = "right") -> dict[str, Tensor]:
@@ -98,22 +196,16 @@ def batch(texts: Sequence[Sequence[int]], side: str = "right") -> dict[str, Tens
 
 
 def build(family: str, seed: int = 0, **changed: Any) -> nn.Module:
-    """A random model of the family's real class."""
-    prefix, sizes = FAMILIES[family]
-    config = getattr(transformers, f"{prefix}Config")(**{**sizes, **changed})
+    """A random model of the family's real class, as it is before its site is opened."""
+    name, sizes = FAMILIES[family]
+    kind = getattr(transformers, name)
     torch.manual_seed(seed)
-    model: nn.Module = getattr(transformers, f"{prefix}ForSequenceClassification")(config)
+    model: nn.Module = kind(kind.config_class(**{**sizes, **changed}))
     return model
-
-
-@cache
-def tiny(family: str) -> TinyClassifier:
-    """The family's tiny classifier, shared by tests: nothing may change it."""
-    return TinyClassifier(build(family))
 
 
 def texts(count: int, seed: int = 0) -> list[list[int]]:
     """Random texts of 3 to 20 tokens."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 21, (count,), generator=generator).tolist()
-    return [torch.randint(5, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+    return [torch.randint(WORDS.start, WORDS.stop, (length,), generator=generator).tolist() for length in lengths]
