@@ -10,6 +10,7 @@ from editors.errors import NotFinite
 from editors.neuron import closed_form, gradient
 from editors.neuron.bank import NeuronBank
 from editors.neuron.options import Options
+from editors.neuron.rounds import generates
 from editors.types import Fit, Problem
 
 __all__ = ["NeuronBank", "Options", "TransformerPatcher"]
@@ -26,6 +27,7 @@ class TransformerPatcher:
         """Learn the neurons of one edit. Raises FitFailed, and NotFinite for NaN or infinity in the problem."""
         if not (torch.isfinite(problem.edit.queries).all() and torch.isfinite(problem.edit.residuals).all()):
             raise NotFinite("The activations of the edit hold NaN or infinity.")
+        options = options.of_task(generation=generates(problem))
         fit = closed_form.fit if options.fit == "closed-form" else gradient.fit
         return fit(problem, options)
 

@@ -50,6 +50,12 @@ class NeuronBank:
             start += count
         return NeuronBank(storage, end, self._patches + len(patches))
 
+    def pick(self, numbers: Sequence[int]) -> NeuronBank:
+        """A bank of these patches alone, ascending, numbered anew from 0."""
+        picked = torch.tensor(numbers, dtype=torch.int64, device=self._storage.patches.device)
+        neurons = torch.isin(self._storage.patches[: self._neurons], picked).nonzero().squeeze(-1)
+        return NeuronBank(self._storage.pick(neurons, picked), len(neurons), len(numbers))
+
     @torch.no_grad()
     def apply(self, queries: Tensor, residuals: Tensor, alive: Tensor, view: Tensor) -> tuple[Tensor, Firing]:
         """Residuals with the values of the neurons that fire added in ledger order; see `types.Overlay`.
@@ -164,6 +170,15 @@ class _Storage:
             new[:start] = old[:start]
         grown._used = end
         return grown
+
+    def pick(self, neurons: Tensor, patches: Tensor) -> _Storage:
+        """A storage of these neurons alone, their patches numbered by their place in `patches`, ascending."""
+        picked = _Storage(len(neurons), self.keys.shape[-1], self.keys.device)
+        for new, old in zip(picked._columns(), self._columns(), strict=True):
+            new[:] = old[neurons]
+        picked.patches[:] = torch.searchsorted(patches, picked.patches)
+        picked._used = len(neurons)
+        return picked
 
     def _columns(self) -> tuple[Tensor, ...]:
         return self.keys, self.values, self.biases, self.norms, self.gelu, self.patches

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from editors.errors import NotFinite
 from editors.neuron.activations import Activation, activate
 from editors.neuron.losses import all_losses, memory_losses, total
 from editors.neuron.neurons import Neuron, leads
@@ -37,9 +38,10 @@ class _Best:
 
 def fit(problem: Problem, options: Options) -> Fit:
     """Neurons until every row of the edit is right. Raises FitFailed."""
-    training, held_out = _split(problem, options)
 
-    def fit_neuron(rows: Rows, steps: int) -> Generator[Step, None, Trained]:
+    def fit_neuron(rows: Rows, others: Rows, steps: int) -> Generator[Step, None, Trained]:
+        training, held_out = _split(problem, rows.labels[0], options)
+        training = torch.cat([training, others.queries.float()])
         candidate = _Candidate(rows.queries[0], options.activation)
         descent = _Descent(candidate, rows, training, problem.readout, options)
         best: _Best | None = None
@@ -56,15 +58,21 @@ def fit(problem: Problem, options: Options) -> Fit:
     return fit_in_rounds(problem, options.max_neurons, fit_neuron)
 
 
-def _split(problem: Problem, options: Options) -> tuple[Tensor, Tensor]:
+def _split(problem: Problem, label: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Queries of the memory to train on, and those held out, drawn by the problem's seed."""
-    queries = problem.memory.queries
-    if options.spare_same_label:
-        queries = queries[problem.memory.labels != problem.edit.labels[0]]
+    parts = [problem.edit.queries[:0], *(_unlike(part, label, options) for part in problem.memory)]
+    queries = torch.cat(parts)
+    if not torch.isfinite(queries).all():
+        raise NotFinite("The memory's queries hold NaN or infinity.")
     drawn = torch.randperm(len(queries), generator=torch.Generator().manual_seed(problem.seed))
     drawn = drawn[: options.memory_sample].to(queries.device)
     apart = int(len(drawn) * options.held_out)
     return queries[drawn[apart:]].float(), queries[drawn[:apart]].float()
+
+
+def _unlike(part: Rows, label: Tensor, options: Options) -> Tensor:
+    """The queries of the rows that the neuron must spare."""
+    return part.queries[part.labels != label] if options.spare_same_label else part.queries
 
 
 class _Candidate(nn.Module):

@@ -1,4 +1,7 @@
-"""The four losses of Transformer-Patcher for classifiers (Huang et al. 2023, eq. 7 to 10)."""
+"""The four losses of Transformer-Patcher (Huang et al. 2023, eq. 7 to 10).
+
+The paper weighs the two that spare the memory by 5 in classification and by 10 in generation.
+"""
 
 from __future__ import annotations
 

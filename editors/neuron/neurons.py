@@ -10,7 +10,7 @@ from torch import Tensor
 
 from editors.errors import NotFinite
 from editors.neuron.activations import Activation, activate, code_of
-from editors.types import Readout, Rows
+from editors.types import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,6 @@ def leads(logits: Tensor, labels: Tensor) -> Tensor:
     wanted = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     others = logits.scatter(-1, labels.unsqueeze(-1), -torch.inf)
     return wanted - others.amax(-1)
-
-
-def wrong_rows(rows: Rows, readout: Readout) -> Tensor:
-    """Indices of the rows whose label does not lead, ties among them: (k,) int64."""
-    with torch.no_grad():
-        return (leads(readout(rows.residuals).float(), rows.labels) <= 0).nonzero().squeeze(-1)
 
 
 def with_neurons(rows: Rows, neurons: Sequence[Neuron]) -> Rows:

@@ -1,8 +1,8 @@
-"""The options of Transformer-Patcher, with their bounds."""
+"""The options of Transformer-Patcher, with their bounds. Some of a generating model's are its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -41,6 +41,13 @@ class Options:
             "another label (0) and the edit itself (1)."
         },
     )
+    held: Annotated[int, Ge(0), Le(1_000)] = field(
+        default=0,
+        metadata={
+            "description": "Closed form: how many rows that want another label, and come too near for a threshold, "
+            "the key is constrained to stay away from."
+        },
+    )
     margin: Annotated[float, Gt(0), Le(100)] = field(
         default=3.0,
         metadata={"description": "Closed form: by how much the wanted logit must lead."},
@@ -74,5 +81,30 @@ class Options:
         default=0.2, metadata={"description": "Gradient: the share of these that only decides when to stop."}
     )
 
+    generation_threshold: Annotated[float, Ge(-1), Le(1)] = field(
+        default=0.7, metadata={"description": "The threshold for a generating model."}
+    )
+    generation_held: Annotated[int, Ge(0), Le(1_000)] = field(
+        default=32, metadata={"description": "The rows held for a generating model."}
+    )
+    generation_margin: Annotated[float, Gt(0), Le(100)] = field(
+        default=1.5, metadata={"description": "The margin for a generating model."}
+    )
+    generation_memory_weight: Annotated[float, Ge(0), Le(1_000)] = field(
+        default=10.0, metadata={"description": "The memory's weight for a generating model."}
+    )
+
     def __post_init__(self) -> None:
         validate(self)
+
+    def of_task(self, *, generation: bool) -> Options:
+        """The options as a fit reads them: for a generating model with its own in place of a classifier's."""
+        if not generation:
+            return self
+        return replace(
+            self,
+            threshold=self.generation_threshold,
+            held=self.generation_held,
+            margin=self.generation_margin,
+            memory_weight=self.generation_memory_weight,
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 from editors.neuron import NeuronBank, TransformerPatcher
 from editors.neuron.bank import _tree_sum
 from editors.types import Patch
-from tests.editors.editing import CPU, all_alive, header
+from tests.editors.editing import CPU, alive_but, all_alive, header
 
 HIDDEN = 24
 
@@ -128,6 +128,34 @@ def test_removing_any_patches_leaves_exactly_what_the_others_alone_give(
     others = bank_of([one for number, one in enumerate(PATCHES) if number not in removed])
     alone, _ = others.apply(queries, residuals, *all_alive(others, count))
     assert torch.equal(masked, alone)
+
+
+@given(numbers=st.sets(st.integers(0, len(PATCHES) - 1)), count=st.integers(1, 17), seed=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_picked_patches_give_the_bits_of_the_whole_bank_with_the_others_masked(
+    numbers: set[int], count: int, seed: int
+) -> None:
+    queries, residuals = rows(count, seed)
+    bank, kept = bank_of(PATCHES), sorted(numbers)
+    others = alive_but(bank, set(range(len(bank))) - numbers)
+    masked, firing = bank.apply(queries, residuals, others, torch.zeros(count).long())
+    picked = bank.pick(kept)
+    alone, fired = picked.apply(queries, residuals, *all_alive(picked, count))
+    assert len(picked) == len(kept)
+    assert torch.equal(masked, alone)
+    assert torch.equal(firing.rows, fired.rows)
+    assert firing.patches.tolist() == [kept[number] for number in fired.patches]
+    assert torch.equal(firing.strengths, fired.strengths)
+
+
+def test_a_picked_bank_grows_without_disturbing_the_one_it_was_picked_from() -> None:
+    queries, residuals = rows(8)
+    whole = bank_of(PATCHES[:4])
+    grown = whole.pick([1, 3]).extend(PATCHES[4:6])
+    for bank, patches in ((whole, PATCHES[:4]), (grown, [PATCHES[1], PATCHES[3], *PATCHES[4:6]])):
+        fresh = bank_of(patches)
+        expected = fresh.apply(queries, residuals, *all_alive(fresh, 8))[0]
+        assert torch.equal(bank.apply(queries, residuals, *all_alive(bank, 8))[0], expected)
 
 
 @given(order=st.permutations(range(6)), cut=st.integers(1, 6))
