@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from app.routes import edits, model, predict, process, revisions
 from app.routes.middleware import BoundedBody, RequestContext
+from app.routes.openai import routes as openai
 from app.routes.problems import add_problem_handlers
 from app.routes.service import Service
 from app.settings import Settings
@@ -15,7 +16,7 @@ __all__ = ["Service", "add_routes"]
 
 def add_routes(app: FastAPI, settings: Settings) -> None:
     """Everything a caller can reach."""
-    for room in (predict, edits, revisions, model, process):
+    for room in (predict, edits, revisions, model, process, openai):
         app.include_router(room.router)
     add_problem_handlers(app)
     app.add_middleware(BoundedBody, limit=settings.max_body_bytes, larger={"/edits/import": settings.max_import_bytes})

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLarge, ServiceError
 from app.observe import Metrics
-from app.routes.problems import problem
+from app.routes.problems import error_at
 
 log = structlog.get_logger()
 
@@ -54,7 +54,7 @@ class RequestContext:
                 else:
                     log.exception("a request failed", path=scope["path"])
                     failure = ServiceError("The service failed to answer this request; its log says why.")
-                    await problem(failure)(scope, receive, send_with_id)
+                    await error_at(scope["path"], failure)(scope, receive, send_with_id)
             finally:
                 self._account(scope, status or 500)
 
@@ -88,7 +88,8 @@ class BoundedBody:
         declared = Headers(scope=scope).get("content-length", "0")
         body = None if declared.isdecimal() and int(declared) > limit else await _read(receive, limit)
         if body is None:
-            await problem(BodyTooLarge(f"The body is larger than {limit} bytes."))(scope, receive, send)
+            error = BodyTooLarge(f"The body is larger than {limit} bytes.")
+            await error_at(scope["path"], error)(scope, receive, send)
             return
         await self._app(scope, _replay(body, receive), send)
 

@@ -1,4 +1,4 @@
-"""Every error as application/problem+json (RFC 9457), with a stable code."""
+"""Every error as application/problem+json (RFC 9457), with a stable code; on /v1 in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from app.errors import BadRequest, MethodNotAllowed, NotFound, ServiceError, Unprocessable, translate
+from app.routes.openai.errors import UNSUPPORTED, is_openai, openai_error
 from editors.errors import EditorError
 
 log = structlog.get_logger()
@@ -65,24 +66,29 @@ def problem(error: ServiceError) -> JSONResponse:
     return JSONResponse(document, error.status, dict(error.headers), MEDIA_TYPE)
 
 
+def error_at(path: str, error: ServiceError) -> JSONResponse:
+    """The response for an error, in the shape that callers of this path read."""
+    return openai_error(error) if is_openai(path) else problem(error)
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Let every exception that reaches the edge answer a problem."""
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
-        return problem(error)
+        return error_at(request.url.path, error)
 
     @app.exception_handler(EditorError)
     async def editor_error(request: Request, error: EditorError) -> JSONResponse:
-        return problem(translate(error))
+        return error_at(request.url.path, translate(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(invalid(error.errors()))
+        return error_at(request.url.path, invalid(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(_of_http(request, error))
+        return error_at(request.url.path, _of_http(request, error))
 
 
 def invalid(found: Sequence[Mapping[str, Any]]) -> ServiceError:
@@ -93,7 +99,10 @@ def invalid(found: Sequence[Mapping[str, Any]]) -> ServiceError:
     shown = [{"loc": error["loc"], "msg": error["msg"]} for error in errors]
     where = ".".join(str(part) for part in shown[0]["loc"])
     more = f" (and {len(shown) - 1} more)" if len(shown) > 1 else ""
-    return Unprocessable(f"{where}: {shown[0]['msg']}{more}.", errors=shown)
+    detail = f"{where}: {shown[0]['msg']}{more}."
+    if errors[0]["type"] == UNSUPPORTED:
+        return Unprocessable(detail, errors=shown, code=UNSUPPORTED)
+    return Unprocessable(detail, errors=shown)
 
 
 def _error_at(error: Mapping[str, Any]) -> dict[str, Any]:
