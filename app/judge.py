@@ -114,13 +114,19 @@ class Judge:
         self._guard = _Standing(known.rows, known.rows.labels)  # under revision 0
         self._edits = _Standing(memory.edits.shown.rows, memory.edits.shown.rows.labels)
         self._alive = torch.zeros(0, dtype=torch.bool)
+        self._judged_last: tuple[str, list[Tensor]] | None = None  # an edit, and the rows that its patch fires on
 
-    def of_patch(self, live: Live, fresh: Overlay, *, replaced: str | None, exempt: Exemption) -> Judged:
-        """What one more patch does. fresh: an overlay of that patch alone. replaced: the edit it supersedes."""
+    def of_patch(self, live: Live, edit_id: str, fresh: Overlay, *, replaced: str | None, exempt: Exemption) -> Judged:
+        """What one more patch does. fresh: an overlay of the patch of that edit alone. replaced: what it supersedes."""
         self._stand(live)
         alive = live.alive if replaced is None else _without(live, replaced)
-        guard, edits = (self._would(part, live, alive, fresh) for part in (self._guard, self._edits))
-        touched = self._guard_owners[_rows_fired_on(fresh, [0], self._guard.rows)].unique()
+        fired = [_rows_fired_on(fresh, [0], part.rows) for part in (self._guard, self._edits)]
+        self._judged_last = edit_id, fired
+        guard, edits = (
+            self._would(part, live, alive, fresh, rows)
+            for part, rows in zip((self._guard, self._edits), fired, strict=True)
+        )
+        touched = self._guard_owners[fired[0]].unique()
         fires = len(touched) / len(self._memory.guard) if len(self._memory.guard) else 0.0
         gates, offended = self._judged(live, guard, edits, exempt)
         return Judged(Verdict((*gates, Gate("guard_fires", fires, self.required.guard_fires, at_most=True))), offended)
@@ -182,18 +188,36 @@ class Judge:
         alive = live.alive
         before = torch.zeros_like(alive)
         before[: len(self._alive)] = self._alive
-        for part in (self._guard, self._edits):
+        differing = _differing(before, alive)
+        for number, part in enumerate((self._guard, self._edits)):
+            fired = self._rows_of_last(number, live, differing)
+            rows = _rows_fired_on(live.overlay, differing, part.rows) if fired is None else fired
             learned = part.grow(self._memory.edits.shown.rows) if part is self._edits else 0
-            rows = _rows_fired_on(live.overlay, _differing(before, alive), part.rows)
             fresh = torch.arange(len(part.answers) - learned, len(part.answers), device=rows.device)
             part.answers = self._answers(part, torch.cat([rows, fresh]).unique(), live, alive)
         self._alive = alive
 
-    def _would(self, part: _Standing, live: Live, alive: Tensor, fresh: Overlay | None = None) -> Tensor:
-        """What the rows of `part` would answer under `alive`, and the one patch of `fresh` after it: (rows,)."""
+    def _rows_of_last(self, part: int, live: Live, differing: list[int]) -> Tensor | None:
+        """The rows that are fired on, if the patch that was judged last is all that came."""
+        if self._judged_last is None or [live.edit_ids[number] for number in differing] != [self._judged_last[0]]:
+            return None
+        return self._judged_last[1][part]
+
+    def _would(
+        self,
+        part: _Standing,
+        live: Live,
+        alive: Tensor,
+        fresh: Overlay | None = None,
+        fired: Tensor | None = None,
+    ) -> Tensor:
+        """What the rows of `part` would answer under `alive`, and the one patch of `fresh` after it: (rows,).
+
+        fired: the rows on which `fresh` fires.
+        """
         rows = _rows_fired_on(live.overlay, _differing(live.alive, alive), part.rows)
-        if fresh is not None:
-            rows = torch.cat([rows, _rows_fired_on(fresh, [0], part.rows)]).unique()
+        if fired is not None:
+            rows = torch.cat([rows, fired]).unique()
         return self._answers(part, rows, live, alive, fresh)
 
     @torch.no_grad()

@@ -36,6 +36,8 @@ INPUTS_A_REQUEST = 250
 ENDS = 100
 """Edits at the beginning and at the end whose times are compared."""
 WAIT = 60.0
+SOME_LEARNED_BEFORE = 5
+"""One in so many mistakes, at most, is right already when its turn comes, thanks to earlier edits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class Reported:
     right: bool = False  # directly afterwards, written freely
     failed_gates: tuple[str, ...] = ()
 
+    @property
+    def needed(self) -> bool:
+        """Whether there was something to learn, that the tokenizer can write."""
+        return self.status not in ("not_needed", "unwritable_target")
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -78,6 +85,7 @@ class Outcome:
     seconds_last: float
     fit_seconds_first: float
     fit_seconds_last: float
+    seconds: tuple[float, ...]  # of each edit that went live
 
     @property
     def slowdown(self) -> float:
@@ -137,12 +145,12 @@ def read_entries(path: Path) -> list[Entry]:
 
 
 def run_lexicon(data: Path, model: str, *, edits: int, watched: int, memory: int) -> Outcome:
-    """Report `edits` words of the lexicon that the model gets wrong."""
+    """Report words of the lexicon that the model gets wrong, until `edits` of them needed an edit."""
     entries = _shuffled(data)
     remembered, rest = entries[:memory], entries[memory:]
     with _serving(model, remembered) as service:
-        mistakes, right = _sorted_out(service, rest, mistakes=edits, right=watched)
-        return _edited("lexicon", service, mistakes, right, memory)
+        mistakes, right = _sorted_out(service, rest, mistakes=edits + edits // SOME_LEARNED_BEFORE, right=watched)
+        return _edited("lexicon", service, mistakes, right, memory, needed=edits)
 
 
 def run_corrections(data: Path, model: str, *, edits: int | None, watched: int, memory: int) -> Outcome:
@@ -196,21 +204,34 @@ def _sorted_out(
     return wrong_ones[:mistakes], right_ones[:right]
 
 
-def _edited(name: str, service: Service, stream: Sequence[Entry], watched: Sequence[Entry], memory: int) -> Outcome:
+def _edited(
+    name: str,
+    service: Service,
+    stream: Sequence[Entry],
+    watched: Sequence[Entry],
+    memory: int,
+    *,
+    needed: int | None = None,
+) -> Outcome:
     words = [entry.input for entry in watched]
     before = service.says(words, edited=False)
     done: list[Reported] = []
+    left = len(stream) if needed is None else needed
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"Editing: {name}", total=len(stream))
+        task = progress.add_task(f"Editing: {name}", total=left)
         for entry in stream:
+            if left == 0:
+                break
             done.append(service.report(entry))
-            progress.advance(task)
+            counts = needed is None or done[-1].needed
+            left -= counts
+            progress.advance(task, counts)
     unchanged = [now == was for now, was in zip(service.says(words), before, strict=True)]
     return _measured(name, service, done, unchanged, memory)
 
 
 def _measured(name: str, service: Service, done: Sequence[Reported], unchanged: Sequence[bool], memory: int) -> Outcome:
-    needed = [each for each in done if each.status != "not_needed" and each.status != "unwritable_target"]
+    needed = [each for each in done if each.needed]
     live = [each for each in needed if each.status == "live"]
     last = {each.entry.input: each for each in done if each.status in ("live", "not_needed")}
     held = {
@@ -232,6 +253,7 @@ def _measured(name: str, service: Service, done: Sequence[Reported], unchanged: 
         seconds_last=_mean([each.seconds for each in live[-ENDS:]]),
         fit_seconds_first=_mean([each.fit_seconds for each in live[:ENDS]]),
         fit_seconds_last=_mean([each.fit_seconds for each in live[-ENDS:]]),
+        seconds=tuple(round(each.seconds, 5) for each in live),
     )
 
 
@@ -282,11 +304,27 @@ def _listed(counts: dict[str, int]) -> str:
     return "\n".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
 
+def plot(outcomes: Sequence[Outcome], file: Path) -> None:
+    """The time of every edit over the number of live ones. Needs matplotlib: `pip install 'errata[bench]'`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for one in outcomes:
+        (points,) = axes.plot(one.seconds, ".", markersize=2, alpha=0.4)
+        half = ENDS // 2
+        around = [sorted(one.seconds[max(at - half, 0) : at + half]) for at in range(len(one.seconds))]
+        axes.plot([each[len(each) // 2] for each in around], color=points.get_color(), label=f"{one.name} (median)")
+    axes.set(xlabel="edits made before", ylabel="seconds an edit, over HTTP", ylim=(0, None))
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the lexicon and its corrections")
     parser.add_argument("--model", required=True, help="folder or hub id of the pronunciation model")
-    parser.add_argument("--output", type=Path, help="folder for pronunciation.json")
+    parser.add_argument("--output", type=Path, help="folder for pronunciation.json and .png")
     parser.add_argument("--only", nargs="+", choices=("lexicon", "corrections"), default=("lexicon", "corrections"))
     parser.add_argument("--edits", type=int, default=1_000, help="words of the lexicon to correct (1000)")
     parser.add_argument("--corrections", type=int, help="how much of the stream to report (all)")
@@ -302,7 +340,8 @@ def main() -> None:
     if given.output is not None:
         given.output.mkdir(parents=True, exist_ok=True)
         written = [{**asdict(one), "slowdown": one.slowdown} for one in outcomes]
-        (given.output / "pronunciation.json").write_text(json.dumps(written, indent=2) + "\n")
+        (given.output / "pronunciation.json").write_text(json.dumps(written, indent=1) + "\n")
+        plot(outcomes, given.output / "pronunciation.png")
     show(outcomes, Console(width=None if sys.stdout.isatty() else 120))
 
 

@@ -268,7 +268,7 @@ class Worker:
         )
         after = await self._shop.answers(attempt.encoded, view)
         judged = await self._shop.engine.call(
-            lambda: self._shop.judge.of_patch(live, fresh, replaced=draft.supersedes, exempt=exempt)
+            lambda: self._shop.judge.of_patch(live, attempt.record.id, fresh, replaced=draft.supersedes, exempt=exempt)
         )
         gates = own_gates(draft, attempt.before, after, rephrases_required=self._shop.judge.required.rephrases)
         return after, judged, judged.verdict.with_gates(gates)
