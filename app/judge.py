@@ -138,6 +138,17 @@ class Judge:
         gates, offended = self._judged(live, guard, edits, exempt)
         return Judged(Verdict(gates), offended)
 
+    def leaning_on(self, live: Live, alive: Tensor, *, exempt: Exemption) -> Rows:
+        """The rows that are right now and would be wrong if just `alive` were served: labels as wanted, unpatched."""
+        self._stand(live)
+        judged = self._memory.edits.shown.flags(live.live_edits())
+        judged &= ~self._memory.edits.shown.flags(exempt.edit_ids)
+        rows = []
+        for part, counts in ((self._guard, None), (self._edits, judged[self._memory.edits.shown.owners])):
+            lost = (part.answers == part.rows.labels) & (self._would(part, live, alive) != part.rows.labels)
+            rows.append(part.rows[lost if counts is None else lost & counts])
+        return Rows.join(rows)
+
     def _judged(self, live: Live, guard: Tensor, edits: Tensor, exempt: Exemption) -> tuple[tuple[Gate, Gate], Rows]:
         """The gates of what would be answered, (rows,) each, and the rows that would be wrong."""
         others, broken = self._others_hold(live, edits, exempt)

@@ -261,7 +261,7 @@ async def _known(engine: Engine, inputs: Sequence[KnownInput], settings: Setting
     if not inputs:
         return nothing_known(engine.model)
 
-    decoding = None if engine.model.task == "classification" else Decoding(settings.new_tokens)
+    decoding = Decoding(settings.new_tokens) if engine.model.writes else None
     known = await learn(engine, inputs, decoding=decoding, cache=settings.cache_dir / "activations")
     if known.wrong:
         log.info("left out inputs that the model gets wrong", left_out=known.wrong, kept=len(known))

@@ -26,6 +26,9 @@ def editor_named(name: str, among: Mapping[str, Editor]) -> Editor:
         raise UnknownEditor(f"There is no editor {name!r}; there are: {', '.join(sorted(among))}.") from None
 
 
-def options_of(editor: Editor, given: Mapping[str, Any]) -> Any:
-    """The editor's options with the values `given`. Raises BadOptions for unknown names and bad values."""
-    return build(editor.options, given)
+def options_of(editor: Editor, given: Mapping[str, Any], *, generation: bool = False) -> Any:
+    """The editor's options with the values `given`. Raises BadOptions for unknown names and bad values.
+
+    generation: for a model that writes, where other defaults may be better.
+    """
+    return build(editor.options, {**editor.defaults(generation=generation), **given})

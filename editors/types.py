@@ -132,7 +132,8 @@ class Problem:
     edit: the rows of the reported input first, then those of its rephrases; `labels` is what each should get. Rows of
         the answer that are right already are among them: they must stay right.
     positions: (n,) int64, which position of the answer each row of the edit is; rows of the same one want the same
-        label, and one neuron may serve them all.
+        label, and one neuron may serve them all. Below zero, all different: rows of other edits that this one shall
+        mend as well, because what it replaces had held them.
     memory: rows that must stay as they are, in parts, so that nobody needs to copy them: what the model is known to
         get right, then the rows of earlier edits (with the label that the edit wanted). May be empty.
     moments: of the memory, or of the part of it that does not change from edit to edit; computed from
@@ -212,6 +213,9 @@ class Editor(Protocol):
     version: ClassVar[int]
     options: ClassVar[type[Any]]
     """A frozen dataclass of the editor's options, every one with a default and Annotated bounds."""
+
+    def defaults(self, *, generation: bool) -> Mapping[str, Any]:
+        """Defaults that are other than the dataclass's, for models that write or for classifiers."""
 
     def fit(self, problem: Problem, options: Any) -> Fit:
         """Learn the patch's tensors, one step at a time. Raises FitFailed with the reason."""

@@ -207,7 +207,7 @@ class Editing:
         """The report as it is stored. Raises UnknownLabel, UnknownEditor and BadOptions."""
         target = self._shop.engine.model.target(report.target)
         name = self._default_editor if report.editor is None else report.editor
-        options = options_of(self._shop.editor(name), report.options or {})
+        options = options_of(self._shop.editor(name), report.options or {}, generation=self._shop.engine.model.writes)
         return Draft(
             input=report.input,
             input_key=input_key(report.input),

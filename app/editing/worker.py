@@ -214,28 +214,32 @@ class Worker:
 
     async def _problem(self, attempt: _Attempt) -> Problem:
         """What the editor is given; all of it is put together on the device thread, where the rows are."""
-        memory, rows = self._shop.memory, attempt.reading.rows
-        replaced = attempt.record.draft.supersedes
-        earlier = [edit_id for edit_id in attempt.live.live_edits() if edit_id != replaced]
+        shop, live, draft = self._shop, attempt.live, attempt.record.draft
+        earlier = [edit_id for edit_id in live.live_edits() if edit_id != draft.supersedes]
 
         def put_together() -> Problem:
+            rows, positions = attempt.reading.rows, attempt.reading.positions()
+            if draft.supersedes is not None:  # others may have been fitted while what is replaced held them, too
+                leaning = shop.judge.leaning_on(live, attempt.base.alive, exempt=shop.exempt(draft, live))
+                rows, positions = Rows.join([rows, leaning]), torch.cat([positions, -1 - torch.arange(len(leaning))])
             view = torch.zeros_like(rows.labels)
             alive = attempt.base.alive.unsqueeze(0).to(view.device)
             residuals, _ = attempt.base.overlay.apply(rows.queries, rows.residuals, alive, view)
-            base = memory.base()
+            base = shop.memory.base()
             return Problem(
                 Rows(rows.queries, residuals, rows.labels),
-                attempt.reading.positions().to(view.device),
-                [_others(part, rows) for part in (*base, memory.edits.shown.of(earlier))],
-                self._shop.engine.readout,
-                moments=memory.moments(base),
+                positions.to(view.device),
+                [_others(part, rows) for part in (*base, shop.memory.edits.shown.of(earlier))],
+                shop.engine.readout,
+                moments=shop.memory.moments(base),
             )
 
-        return await self._shop.engine.call(put_together)
+        return await shop.engine.call(put_together)
 
     async def _fit(self, attempt: _Attempt, problem: Problem, round_number: int) -> Fitted:
         draft = attempt.record.draft
         editor = self._shop.editor(draft.editor)
+        options = options_of(editor, draft.options, generation=self._shop.engine.model.writes)
         loop = asyncio.get_running_loop()
         edit_id = attempt.record.id
 
@@ -245,7 +249,7 @@ class Worker:
             progress = {"round": round_number, "step": step.number, "loss": step.loss, "losses": dict(step.losses)}
             loop.call_soon_threadsafe(self._shop.listeners.tell, edit_id, progress)
 
-        return await self._shop.engine.work(editor.fit(problem, options_of(editor, draft.options)), on_slice)
+        return await self._shop.engine.work(editor.fit(problem, options), on_slice)
 
     def _patch(self, editor: str, fitted: Fitted) -> Patch:
         """The patch as it will be stored and served: what is judged is what its bytes say."""

@@ -189,7 +189,11 @@ class Engine:
 
     async def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Token ids of each text, computed in a thread. Raises InputTooLong."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.model.encode, texts)
+        try:
+            encodings = asyncio.get_running_loop().run_in_executor(self._tokenizing, self.model.encode, texts)
+        except RuntimeError as stopped:  # the executor takes no more
+            raise Unavailable("The service is stopping.") from stopped
+        return await encodings
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run a short piece of work on the device thread."""

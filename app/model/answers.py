@@ -61,6 +61,8 @@ class Output:
     positions: int
     """In how many positions, from the first, the overlay took part in this row."""
     finish_reason: str | None = None
+    end: int | None = None
+    """The end token that the model said, if it did."""
     seen: Rows | None = None
     """Queries, unpatched residuals and what was answered, one row a position; if it was to be remembered."""
     confidence: float = 0.0

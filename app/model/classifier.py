@@ -29,6 +29,8 @@ class Classifier:
 
     task = "classification"
     mixes_lengths = True
+    end_tokens: tuple[str, ...] = ()
+    writes = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
         self.name = name
@@ -121,7 +123,7 @@ class Classifier:
         if any(ask.remember for ask in asks):
             rows = Rows(call.queries.cpu(), call.residuals.cpu(), labels)
             seen = [rows[index : index + 1] if ask.remember else None for index, ask in enumerate(asks)]
-        return [Output(logits[index], 1, None, seen[index], float(scores[index])) for index in range(len(asks))]
+        return [Output(logits[index], 1, None, None, seen[index], float(scores[index])) for index in range(len(asks))]
 
     def _decoded(self, logits: Tensor) -> Prediction:
         """The prediction from logits on the CPU, (labels,)."""

@@ -32,6 +32,14 @@ class Model(Protocol):
     """Whether inputs of different lengths may share a batch."""
 
     @property
+    def writes(self) -> bool:
+        """Whether answers are texts."""
+
+    @property
+    def end_tokens(self) -> tuple[str, ...]:
+        """What ends an answer; none of a classifier."""
+
+    @property
     def site(self) -> Site:
         """Where overlays of the last feed-forward layer meet this model."""
 

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import structlog
 import torch
 from jinja2.exceptions import TemplateError
 from tokenizers.decoders import DecodeStream
@@ -30,8 +31,11 @@ from app.model.fingerprint import fingerprint
 from app.model.slices import Pause, in_slices
 from app.model.steps import Confidence, Draw, Steps, first_stop
 from app.model.tokenizing import describe
+from editors.reach import can_lead
 from editors.site import Join, Pass, Site, Transform
 from editors.types import Reading, Rows
+
+log = structlog.get_logger()
 
 PROBES = ("a", "a b c a b c")
 UNFINISHED = "�"
@@ -42,6 +46,7 @@ class Generator:
     """A frozen Hugging Face language model with its site opened."""
 
     labels: tuple[str, ...] = ()
+    writes = True
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: type[Any], *, name: str
@@ -52,10 +57,13 @@ class Generator:
         self.device = model.device
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
-        self._ends = end_tokens(model, tokenizer)
-        self._convention: Convention = kind(model, tokenizer, self._ends)
+        given = end_tokens(model, tokenizer)
+        self._convention: Convention = kind(model, tokenizer, given)
         self.task = self._convention.task
         self.max_tokens = self._convention.max_tokens
+        self._join = Join.open(model, self._probe(given[0]))
+        self._ends = self._sayable(given)
+        self._convention = kind(model, tokenizer, self._ends)
         model.generation_config = _greedy(model.generation_config, tokenizer, self._ends)
         self.mixes_lengths = self.task == "seq2seq" or not _counts_padding(model.generation_config)
         self.fingerprint = fingerprint(
@@ -66,7 +74,6 @@ class Generator:
                 "generation": _described(model.generation_config),
             },
         )
-        self._join = Join.open(model, self._probe())
 
     @property
     def site(self) -> Site:
@@ -75,6 +82,11 @@ class Generator:
     @property
     def hidden_size(self) -> int:
         return self._join.site.hidden
+
+    @property
+    def end_tokens(self) -> tuple[str, ...]:
+        """The tokens that end an answer, the one first that edits are taught to say."""
+        return tuple(self._tokenizer.convert_ids_to_tokens(list(self._ends)))
 
     @property
     def has_chat_template(self) -> bool:
@@ -141,8 +153,7 @@ class Generator:
         return [self._decoded(ask, output) for ask, output in zip(asks, outputs, strict=True)]
 
     def answered(self, output: Output) -> Tensor:
-        ended = output.positions > len(output.raw)
-        return torch.cat([output.raw, torch.tensor(self._ends[:1])]) if ended else output.raw
+        return output.raw if output.end is None else torch.cat([output.raw, torch.tensor([output.end])])
 
     def to_the_end(self, wanted: Tensor, *, at_least: int) -> Decoding | None:
         return Decoding(max_new_tokens=max(len(wanted), at_least))
@@ -182,14 +193,14 @@ class Generator:
     def _output(
         self, row: int, ask: Ask, steps: Steps, confidence: Confidence, seen: Sequence[tuple[Tensor, Tensor]]
     ) -> Output:
-        tokens, reason, count = steps.tokens[row], steps.finish_reasons[row], steps.positions(row)
-        raw = torch.tensor(tokens, dtype=torch.int64)
+        tokens, reason, end = steps.tokens[row], steps.finish_reasons[row], steps.ended_by[row]
+        raw, count = torch.tensor(tokens, dtype=torch.int64), len(tokens) + (end is not None)
         if not ask.remember:
-            return Output(raw, count, reason)
+            return Output(raw, count, reason, end)
         queries, residuals = (torch.stack([pair[side][row] for pair in seen[:count]]).cpu() for side in (0, 1))
-        labels = torch.tensor([*tokens, self._ends[0]][:count], dtype=torch.int64)
+        labels = torch.tensor(tokens if end is None else [*tokens, end], dtype=torch.int64)
         least = min(float(step[row]) for step in confidence.steps[:count])
-        return Output(raw, count, reason, Rows(queries, residuals, labels), least)
+        return Output(raw, count, reason, end, Rows(queries, residuals, labels), least)
 
     def _decoded(self, ask: Ask, output: Output) -> Generation:
         assert output.finish_reason is not None
@@ -199,11 +210,26 @@ class Generator:
     def _text(self, ask: Ask, tokens: Sequence[int]) -> str:
         return self._convention.text(ask.encoding, tokens)
 
-    def _probe(self) -> dict[str, Tensor]:
-        """Two inputs of different lengths, padded on the right, with a few tokens of an answer each."""
+    def _probe(self, token: int) -> dict[str, Tensor]:
+        """Two inputs of different lengths, padded on the right, with `token` a few times as their answers."""
         encodings = self._convention.encode(PROBES, self.name)
-        answers = [torch.full((2 + index,), self._ends[0]) for index in range(len(encodings))]
+        answers = [torch.full((2 + index,), token) for index in range(len(encodings))]
         return self._convention.feed(encodings, answers).inputs
+
+    def _sayable(self, ends: Sequence[int]) -> tuple[int, ...]:
+        """The end tokens, those first that the model can be made to say. Where it can say none of them, the token with
+        which its texts begin ends an answer as well: to such a model it is what stands between two texts.
+        """
+        (encoding,) = self._convention.encode(PROBES[:1], self.name)
+        residual = self.read([encoding], [torch.tensor([ends[0]])]).reading.rows.residuals[0]
+        begin = [token for token in (self._tokenizer.bos_token_id,) if token is not None and token not in ends]
+        sayable = [token for token in ends if can_lead(token, residual, self.readout)]
+        if not sayable and self.task == "causal":
+            sayable = [token for token in begin if can_lead(token, residual, self.readout)]
+            if sayable:
+                names = self._tokenizer.convert_ids_to_tokens([*ends, *sayable])
+                log.warning("the model cannot say its end token; the token that begins a text ends it", tokens=names)
+        return (*sayable, *(token for token in ends if token not in sayable))
 
 
 class Pieces:

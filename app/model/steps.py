@@ -39,6 +39,7 @@ class Steps(StoppingCriteria):
         """
         self.tokens: list[list[int]] = [[] for _ in asks]
         self.finish_reasons: list[str | None] = [None] * len(asks)
+        self.ended_by: list[int | None] = [None] * len(asks)
         self._asks, self._rooms, self._ends, self._text, self._tell = asks, rooms, ends, text, tell
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -49,15 +50,10 @@ class Steps(StoppingCriteria):
         self._tell([row for row in open_rows if self.finish_reasons[row] is not None])
         return torch.tensor([reason is not None for reason in self.finish_reasons], device=input_ids.device)
 
-    def positions(self, row: int) -> int:
-        """How many tokens the model gave in this row, the end token among them."""
-        ended = self.finish_reasons[row] == "stop" and not self._stopped_by_text(row)
-        return len(self.tokens[row]) + ended
-
     def _take(self, row: int, token: int) -> None:
         ask = self._asks[row]
         if token in self._ends:
-            self.finish_reasons[row] = "stop"
+            self.finish_reasons[row], self.ended_by[row] = "stop", token
             return
         self.tokens[row].append(token)
         if ask.on_token is not None:

@@ -32,6 +32,7 @@ class ModelOut(BaseModel):
     fingerprint: str
     task: str
     labels: list[str] = Field(description="What a classifier can answer; none of a generating model.")
+    end_tokens: list[str] = Field(description="What ends an answer of a generating model; edits are taught the first.")
     device: str
     dtype: str
     site: str
@@ -56,6 +57,7 @@ async def show(response: Response, service: ServiceOf) -> ModelOut:
         fingerprint=model.fingerprint,
         task=model.task,
         labels=list(model.labels),
+        end_tokens=list(model.end_tokens),
         device=str(model.device),
         dtype=model.dtype,
         site=model.site.name,
@@ -65,17 +67,20 @@ async def show(response: Response, service: ServiceOf) -> ModelOut:
         memory_rows=len(parts.memory),
         memory_left_out=parts.memory.known.wrong,
         guard_rows=len(parts.memory.guard),
-        editors=[_editor_out(editor, settings) for editor in parts.editors.values()],
+        editors=[_editor_out(editor, settings, generation=model.writes) for editor in parts.editors.values()],
         limits={**_limits(settings), "max_input_tokens": model.max_tokens},
     )
 
 
-def _editor_out(editor: Editor, settings: Settings) -> EditorOut:
+def _editor_out(editor: Editor, settings: Settings, *, generation: bool) -> EditorOut:
+    schema = TypeAdapter(validated(editor.options, config=ConfigDict(extra="forbid"), frozen=True)).json_schema()
+    for name, value in editor.defaults(generation=generation).items():
+        schema["properties"][name]["default"] = value
     return EditorOut(
         name=editor.name,
         version=editor.version,
         default=editor.name == settings.editor,
-        options=TypeAdapter(validated(editor.options, config=ConfigDict(extra="forbid"), frozen=True)).json_schema(),
+        options=schema,
     )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from editors.errors import NotFinite
 from editors.neuron import closed_form, gradient
 from editors.neuron.bank import NeuronBank
-from editors.neuron.options import Options
-from editors.neuron.rounds import generates
+from editors.neuron.options import GENERATION, Options
 from editors.types import Fit, Problem
 
 __all__ = ["NeuronBank", "Options", "TransformerPatcher"]
@@ -23,11 +23,14 @@ class TransformerPatcher:
     version: ClassVar[int] = 1
     options: ClassVar[type[Options]] = Options
 
+    def defaults(self, *, generation: bool) -> Mapping[str, Any]:
+        """Options that are not the dataclass's own."""
+        return GENERATION if generation else {}
+
     def fit(self, problem: Problem, options: Options) -> Fit:
         """Learn the neurons of one edit. Raises FitFailed, and NotFinite for NaN or infinity in the problem."""
         if not (torch.isfinite(problem.edit.queries).all() and torch.isfinite(problem.edit.residuals).all()):
             raise NotFinite("The activations of the edit hold NaN or infinity.")
-        options = options.of_task(generation=generates(problem))
         fit = closed_form.fit if options.fit == "closed-form" else gradient.fit
         return fit(problem, options)
 

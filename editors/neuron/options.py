@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -81,30 +83,9 @@ class Options:
         default=0.2, metadata={"description": "Gradient: the share of these that only decides when to stop."}
     )
 
-    generation_threshold: Annotated[float, Ge(-1), Le(1)] = field(
-        default=0.7, metadata={"description": "The threshold for a generating model."}
-    )
-    generation_held: Annotated[int, Ge(0), Le(1_000)] = field(
-        default=32, metadata={"description": "The rows held for a generating model."}
-    )
-    generation_margin: Annotated[float, Gt(0), Le(100)] = field(
-        default=1.5, metadata={"description": "The margin for a generating model."}
-    )
-    generation_memory_weight: Annotated[float, Ge(0), Le(1_000)] = field(
-        default=10.0, metadata={"description": "The memory's weight for a generating model."}
-    )
-
     def __post_init__(self) -> None:
         validate(self)
 
-    def of_task(self, *, generation: bool) -> Options:
-        """The options as a fit reads them: for a generating model with its own in place of a classifier's."""
-        if not generation:
-            return self
-        return replace(
-            self,
-            threshold=self.generation_threshold,
-            held=self.generation_held,
-            margin=self.generation_margin,
-            memory_weight=self.generation_memory_weight,
-        )
+
+GENERATION: Mapping[str, Any] = MappingProxyType({"threshold": 0.7, "held": 32, "margin": 1.5, "memory_weight": 10.0})
+"""Defaults of their own for models that write. The memory's weight is the paper's; the others were measured."""

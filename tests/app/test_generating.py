@@ -129,6 +129,16 @@ def test_another_answer_for_the_same_input_must_supersede_and_its_removal_brings
     assert said(client, "w1 w2 w3") == ["w9 w8"]
 
 
+def test_what_leaned_on_a_replaced_edit_is_mended_by_its_successor(client: TestClient) -> None:
+    former = edit(client, "w1 w2 w3", "w9 w8", rephrases=["w3 w2 w1"])
+    edit(client, "w3 w2 w1", "w9 w5")  # its first token is right already, thanks to the former
+    assert said(client, "w3 w2 w1", exclude=[former["id"]]) != ["w9 w5"]
+    successor = edit(client, "w1 w2 w3", "w7", supersedes=former["id"])
+    assert said(client, "w1 w2 w3", "w3 w2 w1") == ["w7", "w9 w5"]
+    client.delete(f"/edits/{successor['id']}")
+    assert said(client, "w1 w2 w3", "w3 w2 w1") == ["w9 w8", "w9 w5"]
+
+
 def test_the_guard_gate_lists_exactly_what_is_written_otherwise(client: TestClient) -> None:
     seen: set[str] = set()
     for number in range(6):

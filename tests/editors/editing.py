@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from editors import codec
 from editors.neuron import TransformerPatcher
+from editors.registry import options_of
 from editors.site import Transform
 from editors.types import Editor, Firing, Fit, Fitted, Header, Overlay, Patch, Problem, Reading, Rows
 from tests.editors.generating import TinyGenerator
@@ -30,12 +31,16 @@ class Case:
     """An editor with options, as the battery is run over."""
 
     editor: Editor
-    options: Any
+    given: Mapping[str, Any]
+
+    def options(self, *, generation: bool) -> Any:
+        """The options, with the editor's own defaults for that kind of model."""
+        return options_of(self.editor, self.given, generation=generation)
 
 
 CASES = {
-    "closed-form": Case(TransformerPatcher(), TransformerPatcher.options()),
-    "gradient": Case(TransformerPatcher(), TransformerPatcher.options(fit="gradient", steps=400)),
+    "closed-form": Case(TransformerPatcher(), {}),
+    "gradient": Case(TransformerPatcher(), {"fit": "gradient", "steps": 400}),
 }
 """Every editor, present and future, enters here and so passes the whole battery."""
 
@@ -141,7 +146,14 @@ def problem(model: Tiny, overlay: Overlay, text: list[int], target: list[int], m
 
 def learn(case: Case, one: Problem) -> Patch:
     """The patch that the editor learns, as it comes back from where it is stored."""
-    return codec.decode(codec.encode(Patch(header(case.editor), finish(case.editor.fit(one, case.options)).tensors)))
+    return codec.decode(
+        codec.encode(
+            Patch(
+                header(case.editor),
+                finish(case.editor.fit(one, case.options(generation=len(one.positions.unique()) > 1))).tensors,
+            )
+        )
+    )
 
 
 def mistake(model: Tiny, overlay: Overlay, text: list[int]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,11 @@ def composed(case: str, model: Tiny, patches: list[Patch]) -> Overlay:
 
 def bits(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().numpy().tobytes()
+
+
+def options(case: str, one: Problem) -> Any:
+    """The options of a case for a problem of a classifier, or of a model that writes."""
+    return CASES[case].options(generation=len(one.positions.unique()) > 1)
 
 
 def test_every_edit_gets_its_target_right_after_itself_and_after_the_last(case: str, edited: History) -> None:
@@ -176,9 +182,9 @@ def test_a_failed_edit_changes_nothing(case: str, edited: History) -> None:
     def deaf(residuals: Tensor) -> Tensor:
         return edited.model.join.readout(residuals * 0 + possible.edit.residuals[:1])
 
-    options = replace(CASES[case].options, max_neurons=1, steps=1)
+    short = replace(options(case, possible), max_neurons=1, steps=1)
     with pytest.raises(FitFailed):
-        list(CASES[case].editor.fit(replace(possible, readout=deaf), options))
+        list(CASES[case].editor.fit(replace(possible, readout=deaf), short))
     assert bits(possible.edit.residuals) == before
     assert bits(read(edited.model, edited.inputs[:1], edited.targets[:1]).rows.residuals) == before
     assert codec.encode(learn(CASES[case], possible)) == codec.encode(edited.patches[0])
@@ -208,7 +214,7 @@ def test_a_problem_that_is_not_finite_is_refused(case: str, family: str, where: 
     one = first_problem(case, history(case, family))
     getattr(one.edit, where)[-1, 3] = spoilt
     with pytest.raises(NotFinite):
-        list(CASES[case].editor.fit(one, CASES[case].options))
+        list(CASES[case].editor.fit(one, options(case, one)))
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -221,7 +227,7 @@ def test_a_memory_that_is_not_finite_is_refused_wherever_it_is(case: str, family
     for row in range(0, len(edited.memory[part]), 5):
         one = problem(edited.model, edited.overlay, text, target, spoilt_at(row, part, edited.memory, other))
         with pytest.raises(NotFinite):
-            list(CASES[case].editor.fit(one, CASES[case].options))
+            list(CASES[case].editor.fit(one, options(case, one)))
 
 
 def spoilt_at(row: int, part: int, memory: list[Rows], label: int) -> list[Rows]:
@@ -264,6 +270,6 @@ def test_a_fit_yields_between_its_steps(case: str, family: str) -> None:
     text = texts(1, seed=6)[0]
     target = mistake(edited.model, edited.overlay, text)
     one = problem(tiny(family), edited.overlay, text, target, edited.memory)
-    steps = list(CASES[case].editor.fit(one, CASES[case].options))
+    steps = list(CASES[case].editor.fit(one, options(case, one)))
     assert len(steps) > 1
     assert [step.number for step in steps] == list(range(1, len(steps) + 1))

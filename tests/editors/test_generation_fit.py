@@ -12,6 +12,8 @@ from editors.errors import FitFailed
 from editors.moments import Moments
 from editors.neuron import NeuronBank, Options, TransformerPatcher
 from editors.neuron.closed_form import NEAR
+from editors.neuron.options import GENERATION
+from editors.registry import options_of
 from editors.types import Fitted, Patch, Problem, Rows
 from tests.editors.editing import CPU, all_alive, finish, header
 
@@ -52,7 +54,7 @@ def problem(edit: Rows, memory: list[Rows] | None = None, inputs: int = 1) -> Pr
 
 
 def solve(one: Problem, **options: object) -> Fitted:
-    return finish(EDITOR.fit(one, Options(**options)))  # type: ignore[arg-type]
+    return finish(EDITOR.fit(one, Options(**{**GENERATION, **options})))  # type: ignore[arg-type]
 
 
 def neurons(fitted: Fitted) -> int:
@@ -113,7 +115,7 @@ def test_a_row_too_near_for_a_threshold_is_fired_on_unless_it_is_held_down(held:
     edit, memory = target(4, [1]), rows(300, seed=2)
     offender = edit.queries[1:2] + 0.3 * random(1, HIDDEN, seed=seed)
     near = Rows(offender, random(1, HIDDEN, seed=5), (edit.labels[1:2] + 1) % TOKENS)
-    fitted = solve(replace(problem(edit, [memory, near]), moments=Moments.of(memory.queries)), generation_held=held)
+    fitted = solve(replace(problem(edit, [memory, near]), moments=Moments.of(memory.queries)), held=held)
     assert bool(strengths(fitted, offender).max() > 0) == (held == 0)
     assert answers(fitted, edit).tolist() == edit.labels.tolist()
 
@@ -143,7 +145,7 @@ def crowded(seed: int) -> Rows:
 
 def test_a_position_that_a_later_neuron_disturbs_gets_a_further_one() -> None:
     edit = crowded(seed=7)
-    fitted = solve(problem(edit), generation_held=0)
+    fitted = solve(problem(edit), held=0)
     first_two = replace(fitted, tensors={name: tensor[:2] for name, tensor in fitted.tensors.items()})
     assert answers(first_two, edit)[2] == edit.labels[2]
     assert answers(first_two, edit)[0] != edit.labels[0]
@@ -158,7 +160,7 @@ def test_more_wrong_positions_than_max_neurons_fail_with_their_number() -> None:
 
 def test_positions_that_disturb_each_other_beyond_max_neurons_fail() -> None:
     with pytest.raises(FitFailed, match="positions are still wrong with 4 neurons"):
-        solve(problem(crowded(seed=8)), generation_held=0, max_neurons=4)
+        solve(problem(crowded(seed=8)), held=0, max_neurons=4)
 
 
 @pytest.mark.parametrize("options", [{}, GRADIENT], ids=["closed-form", "gradient"])
@@ -191,15 +193,22 @@ def test_a_target_that_is_right_already_gets_a_neuron_at_its_weakest_position() 
     assert int(strengths(fitted, edit.queries).squeeze(-1).argmax()) == int((best - second).argmin())
 
 
-@pytest.mark.parametrize(("inputs", "weight"), [(1, 10.0), (2, 5.0)])
-def test_the_weight_of_the_memory_is_the_papers_for_the_task(inputs: int, weight: float) -> None:
-    """Two positions are a text; two rows of one position are a classifier's input and its rephrase."""
-    edit = target(2, [0])
-    edit = replace(edit, labels=edit.labels[[0, 0]]) if inputs == 2 else edit
-    first = next(iter(EDITOR.fit(problem(edit, inputs=inputs), Options(fit="gradient"))))
+@pytest.mark.parametrize(("generation", "weight"), [(True, 10.0), (False, 5.0)])
+def test_the_weight_of_the_memory_is_the_papers_for_the_task(generation: bool, weight: float) -> None:
+    options = options_of(EDITOR, {"fit": "gradient"}, generation=generation)
+    first = next(iter(EDITOR.fit(problem(target(2, [0])), options)))
     losses = first.losses
     spared = losses["memory_1"] + losses["memory_2"]
     assert first.loss == pytest.approx(losses["edit"] + losses["activation"] + weight * spared, rel=1e-5)
+
+
+def test_rows_of_other_edits_are_mended_each_by_a_neuron_of_its_own() -> None:
+    edit, leaning = target(3, [1]), target(4, [0, 2], seed=6)[torch.tensor([0, 2])]
+    whole = Rows.join([edit, leaning])
+    positions = torch.cat([torch.arange(3), torch.tensor([-1, -2])])
+    fitted = solve(replace(problem(whole), positions=positions))
+    assert answers(fitted, whole).tolist() == whole.labels.tolist()
+    assert neurons(fitted) == 3
 
 
 @pytest.mark.timeout(60)

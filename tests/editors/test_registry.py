@@ -8,6 +8,7 @@ import pytest
 
 from editors.errors import BadOptions, UnknownEditor
 from editors.neuron import Options
+from editors.neuron.options import GENERATION
 from editors.registry import editor_named, editors, options_of
 
 
@@ -22,6 +23,12 @@ def test_an_unknown_editor_is_refused_naming_those_there_are() -> None:
 
 def test_options_not_given_have_their_defaults() -> None:
     assert options_of(editor_named("transformer-patcher", editors()), {}) == Options()
+
+
+def test_models_that_write_have_defaults_of_their_own_and_what_is_given_counts() -> None:
+    editor = editor_named("transformer-patcher", editors())
+    assert options_of(editor, {"held": 3}, generation=True) == Options(**{**GENERATION, "held": 3})
+    assert options_of(editor, {}, generation=True) != Options()
 
 
 def test_an_unknown_option_is_refused_naming_those_there_are() -> None:
