@@ -96,8 +96,9 @@ class Outcome:
 class Service:
     """The service under measurement."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, options: dict[str, Any]) -> None:
+        """options: of the editor, sent with every report."""
+        self._client, self._options = client, options
         self._hidden: int | None = None
 
     def says(self, words: Sequence[str], *, edited: bool = True) -> list[str]:
@@ -110,7 +111,7 @@ class Service:
 
     def report(self, entry: Entry, supersedes: str | None = None) -> Reported:
         """Report a mistake and wait until its edit has ended."""
-        draft: Draft = {"input": entry.input, "target": entry.target}
+        draft: Draft = {"input": entry.input, "target": entry.target, "options": self._options}
         if supersedes is not None:
             draft["supersedes"] = supersedes
         began = time.perf_counter()
@@ -144,22 +145,24 @@ def read_entries(path: Path) -> list[Entry]:
     return [Entry(row["input"], row["target"]) for row in map(json.loads, lines)]
 
 
-def run_lexicon(data: Path, model: str, *, edits: int, watched: int, memory: int) -> Outcome:
+def run_lexicon(data: Path, model: str, *, edits: int, watched: int, memory: int, options: dict[str, Any]) -> Outcome:
     """Report words of the lexicon that the model gets wrong, until `edits` of them needed an edit."""
     entries = _shuffled(data)
     remembered, rest = entries[:memory], entries[memory:]
-    with _serving(model, remembered) as service:
+    with _serving(model, remembered, options) as service:
         mistakes, right = _sorted_out(service, rest, mistakes=edits + edits // SOME_LEARNED_BEFORE, right=watched)
         return _edited("lexicon", service, mistakes, right, memory, needed=edits)
 
 
-def run_corrections(data: Path, model: str, *, edits: int | None, watched: int, memory: int) -> Outcome:
+def run_corrections(
+    data: Path, model: str, *, edits: int | None, watched: int, memory: int, options: dict[str, Any]
+) -> Outcome:
     """Report what the maintainers corrected, in their order; these words are neither remembered nor watched."""
     stream = read_entries(data / "g2p_us_corrections.jsonl")[:edits]
     corrected = {entry.input for entry in stream}
     entries = [entry for entry in _shuffled(data) if entry.input not in corrected]
     remembered, rest = entries[:memory], entries[memory:]
-    with _serving(model, remembered) as service:
+    with _serving(model, remembered, options) as service:
         _, right = _sorted_out(service, rest, mistakes=0, right=watched)
         return _edited("corrections", service, stream, right, memory)
 
@@ -171,7 +174,7 @@ def _shuffled(data: Path) -> list[Entry]:
 
 
 @contextmanager
-def _serving(model: str, remembered: Sequence[Entry]) -> Iterator[Service]:
+def _serving(model: str, remembered: Sequence[Entry], options: dict[str, Any]) -> Iterator[Service]:
     folder = Path(tempfile.mkdtemp(prefix="errata-bench-"))
     memory = folder / "memory.jsonl"
     memory.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in remembered), "utf-8")
@@ -180,7 +183,7 @@ def _serving(model: str, remembered: Sequence[Entry]) -> Iterator[Service]:
     try:
         server.start()
         with Client(server.url) as client:
-            yield Service(client)
+            yield Service(client, options)
     except Exception:
         print(server.last_words(), file=sys.stderr)
         raise
@@ -330,9 +333,10 @@ def main() -> None:
     parser.add_argument("--corrections", type=int, help="how much of the stream to report (all)")
     parser.add_argument("--watched", type=int, default=2_000, help="words that must not change (2000)")
     parser.add_argument("--memory", type=int, default=6_000, help="lexicon words in the memory file (6000)")
+    parser.add_argument("--options", type=json.loads, default={}, help="options of the editor, as JSON")
     given = parser.parse_args()
     outcomes: list[Outcome] = []
-    sizes = {"watched": given.watched, "memory": given.memory}
+    sizes = {"watched": given.watched, "memory": given.memory, "options": given.options}
     if "lexicon" in given.only:
         outcomes.append(run_lexicon(given.data, given.model, edits=given.edits, **sizes))
     if "corrections" in given.only:

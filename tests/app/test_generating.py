@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from app.main import verify
@@ -236,6 +237,18 @@ def test_get_model_says_that_it_writes(client: TestClient) -> None:
     assert model["labels"] == []
     assert model["limits"]["max_new_tokens"] == 512
     assert model["site"].endswith("@every")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_loop_closes_on_cuda(tmp_path: Path, folder: Path) -> None:
+    with started(settings_in(tmp_path, folder, device="cuda", new_tokens=12)) as client:
+        before = predict(client, *KNOWN[:5])
+        record = edit(client, "w1 w2 w3", "w9 w8 w7")
+        assert said(client, "w1 w2 w3") == ["w9 w8 w7"]
+        drawing = {"do_sample": True, "seed": 3}
+        assert predict(client, *KNOWN[:5], generation=drawing) == predict(client, *KNOWN[:5], generation=drawing)
+        client.delete(f"/edits/{record['id']}")
+        assert predict(client, *KNOWN[:5]) == before
 
 
 def test_a_classifier_generates_nothing(tmp_path: Path, tiny_model: Path) -> None:
