@@ -154,8 +154,7 @@ class Engine:
             for index, answer in enumerate(await answers):
                 yield index, answer
         finally:
-            for ask in asks:
-                ask.cancelled = True
+            answers.cancel()
 
     def decode(self, answers: Sequence[Answer]) -> list[Answered]:
         """What the answers say."""
@@ -185,7 +184,12 @@ class Engine:
             self._device.submit([_Row(ask, view, request, index) for index, ask in enumerate(asks)])
         except RuntimeError as stopped:
             raise Unavailable("The service is stopping.") from stopped
-        return await done
+        try:
+            return await done
+        except asyncio.CancelledError:  # nobody wants them any more
+            for ask in asks:
+                ask.cancelled = True
+            raise
 
     async def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Token ids of each text, computed in a thread. Raises InputTooLong."""
