@@ -126,8 +126,9 @@ class Judge:
             self._would(part, live, alive, fresh, rows)
             for part, rows in zip((self._guard, self._edits), fired, strict=True)
         )
-        touched = self._guard_owners[fired[0]].unique()
-        fires = len(touched) / len(self._memory.guard) if len(self._memory.guard) else 0.0
+        touched = self._guard_owners[fired[0]].unique().tolist()
+        counted = [text for text in touched if self._memory.guard_keys[text] not in exempt.input_keys]
+        fires = len(counted) / len(self._memory.guard) if len(self._memory.guard) else 0.0
         gates, offended = self._judged(live, guard, edits, exempt)
         return Judged(Verdict((*gates, Gate("guard_fires", fires, self.required.guard_fires, at_most=True))), offended)
 

@@ -13,30 +13,46 @@ from torch import Tensor
 
 from editors.errors import NotFinite
 
+FEW_ROWS = 0.5
+"""The least ridge of as many rows as dimensions; it falls with the square of their number."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Mean and covariance of queries: (hidden,) and (hidden, hidden), both float64."""
+    """Mean and covariance of so many queries: (hidden,) and (hidden, hidden), both float64."""
 
     mean: Tensor
     covariance: Tensor
+    count: int
     _factors: dict[float, Tensor] = field(default_factory=dict, repr=False)
     """Cholesky factors by ridge: computed once, since every edit of a model asks for the same one."""
 
     @classmethod
     @torch.no_grad()
     def of(cls, queries: Tensor) -> Moments:
-        """The moments of (n, hidden) queries. Without any rows: mean zero, covariance zero. Raises NotFinite."""
-        count = max(len(queries), 1)
-        mean = queries.sum(0, dtype=torch.float64) / count
+        """The moments of (n, hidden) queries. Raises NotFinite.
+
+        Of fewer rows than dimensions: mean zero, covariance zero, as of none. They say nothing of most directions, and
+        a key that trusted them would tell texts apart by what it has never seen.
+        """
+        count, hidden = queries.shape
+        mean = queries.sum(0, dtype=torch.float64) / max(count, 1)
         if not torch.isfinite(mean).all():
             raise NotFinite("The remembered queries hold NaN or infinity.")
+        if count < hidden:  # see `telling`
+            return cls(torch.zeros_like(mean), mean.new_zeros(hidden, hidden), count)
         centred = (queries - mean).float()  # the products are off by 1e-6, far below any ridge
-        return cls(mean, (centred.T @ centred).double() / count)
+        return cls(mean, (centred.T @ centred).double() / count, count)
+
+    @property
+    def telling(self) -> bool:
+        """Whether there were enough rows to say anything of every direction."""
+        return self.count >= len(self.mean)
 
     def about_origin(self) -> Moments:
         """The same rows seen from zero instead of their mean."""
-        return Moments(torch.zeros_like(self.mean), self.covariance + torch.outer(self.mean, self.mean))
+        covariance = self.covariance + torch.outer(self.mean, self.mean)
+        return Moments(torch.zeros_like(self.mean), covariance, self.count)
 
     def solve(self, deviations: Tensor, *, ridge: float) -> Tensor:
         """(C + ridge * mean eigenvalue * I)^-1 applied to each row: (n, hidden) -> (n, hidden), float64."""
@@ -48,7 +64,8 @@ class Moments:
 
     def _factor(self, ridge: float) -> Tensor:
         level = self.covariance.diagonal().mean()
-        # Of one row or none the covariance is zero: then every direction counts the same.
+        ridge = max(ridge, FEW_ROWS * (len(self.mean) / max(self.count, 1)) ** 2)
+        # Where the covariance is zero every direction counts the same.
         added = torch.where(level > 0, ridge * level, 1.0)
         factor: Tensor = torch.linalg.cholesky(self.covariance + (added * torch.ones_like(self.mean)).diag())
         return factor

@@ -110,7 +110,7 @@ def _print_outcome(record: Edit) -> None:
 def _outcome(record: Edit) -> str:
     status, target = record["status"], record["target"]
     told = {
-        "live": f"Learned, and live since revision {record.get('revision')}: the answer is now {target}.",
+        "live": f"Learned, and live since revision {record.get('revision')}. The answer is now: {target}",
         "not_needed": f"The model already answers {target}. Nothing was changed.",
         "dry_run": "A dry run: this is what the edit would do. Nothing was changed.",
         "rejected": "Rejected: the correction did not pass every gate. Nothing was changed.",

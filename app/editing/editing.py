@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from app.editing.events import Event
-from app.editing.outcome import Answers, Encoded, own_gates
+from app.editing.outcome import Answers, Encoded
 from app.editing.worker import Worker
 from app.editing.workshop import Workshop
 from app.engine import Live, View
@@ -260,7 +260,7 @@ class Editing:
         before = await self._shop.answers(encoded, live.view())
         after = await self._shop.answers(encoded, View(live.revision, live.overlay, alive, live.edit_ids))
         judged = await self._shop.engine.call(lambda: self._shop.judge.of_alive(live, alive, exempt=exempt))
-        gates = own_gates(draft, before, after, rephrases_required=self._shop.judge.required.rephrases)
+        gates = self._shop.own_gates(draft, before, after)
         return after, judged.verdict.with_gates(gates)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,20 +74,36 @@ class Answers:
         }
 
 
-def own_gates(draft: Draft, before: Answers, after: Answers, *, rephrases_required: float) -> list[Gate]:
-    """The edit holds, its rephrases hold, its texts to keep are unchanged."""
+def own_gates(
+    draft: Draft, before: Answers, after: Answers, *, rephrases_required: float, decoding: Mapping[str, Any]
+) -> list[Gate]:
+    """The edit holds, its rephrases hold, its texts to keep are unchanged.
+
+    decoding: settings of the model's own that may not let a target through; named where one does not hold.
+    """
+    named = {"decoding": dict(decoding)} if decoding else {}
     return [
-        _holding("edit_holds", [draft.input], [after.prediction], draft.target, required=1.0),
-        _holding("rephrases_hold", draft.rephrases, after.of_rephrases, draft.target, required=rephrases_required),
+        _holding("edit_holds", [draft.input], [after.prediction], draft, required=1.0, named=named),
+        _holding(
+            "rephrases_hold", draft.rephrases, after.of_rephrases, draft, required=rephrases_required, named=named
+        ),
         _keeping(draft.keep, before.of_keep, after.of_keep),
     ]
 
 
-def _holding(name: str, texts: Sequence[str], now: Sequence[Answered], target: str, *, required: float) -> Gate:
+def _holding(
+    name: str,
+    texts: Sequence[str],
+    now: Sequence[Answered],
+    draft: Draft,
+    *,
+    required: float,
+    named: Mapping[str, Any],
+) -> Gate:
     failures = [
-        {"input": text, "wanted": target, "now": prediction.said}
+        {"input": text, "wanted": draft.target, "now": prediction.said, **named}
         for text, prediction in zip(texts, now, strict=True)
-        if not prediction.says(target)
+        if not prediction.says(draft.target)
     ]
     return Gate.share(name, len(texts), required=required, failures=failures)
 

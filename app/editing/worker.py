@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 import torch
 
-from app.editing.outcome import Answers, Encoded, own_gates
+from app.editing.outcome import Answers, Encoded
 from app.editing.workshop import Workshop
 from app.engine import Live, View
 from app.errors import ConflictingEdit, Unavailable
@@ -274,7 +274,7 @@ class Worker:
         judged = await self._shop.engine.call(
             lambda: self._shop.judge.of_patch(live, attempt.record.id, fresh, replaced=draft.supersedes, exempt=exempt)
         )
-        gates = own_gates(draft, attempt.before, after, rephrases_required=self._shop.judge.required.rephrases)
+        gates = self._shop.own_gates(draft, attempt.before, after)
         return after, judged, judged.verdict.with_gates(gates)
 
     async def _commit(self, attempt: _Attempt, candidate: _Candidate) -> Status:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.editing.events import Listeners
-from app.editing.outcome import Answers, Encoded
+from app.editing.outcome import Answers, Encoded, own_gates
 from app.engine import Engine, Live, View
 from app.follower import Follower
-from app.judge import Exemption, Judge
+from app.judge import Exemption, Gate, Judge
 from app.memory import Memory
 from app.store import Draft, Ledger
 from editors.registry import editor_named
@@ -39,6 +39,11 @@ class Workshop:
     async def answers(self, encoded: Encoded, view: View) -> Answers:
         """What the model says to an edit's texts under a view."""
         return await Answers.under(self.engine, encoded, view, new_tokens=self.new_tokens)
+
+    def own_gates(self, draft: Draft, before: Answers, after: Answers) -> list[Gate]:
+        """The gates of an edit's own texts."""
+        required, settings = self.judge.required.rephrases, self.engine.model.decoding_settings
+        return own_gates(draft, before, after, rephrases_required=required, decoding=settings)
 
     def beside(self, draft: Draft, live: Live) -> Tensor:
         """What stays live beside an edit, as a mask over the overlay: everything but the edit it supersedes."""

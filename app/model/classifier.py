@@ -5,7 +5,7 @@ See `deployed.Model` for what its methods promise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Classifier:
     mixes_lengths = True
     end_tokens: tuple[str, ...] = ()
     writes = False
+    decoding_settings: Mapping[str, Any] = {}
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
         self.name = name

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.errors import InputTooLong, UnwritableTarget
 from app.model.answers import Encoding
+from app.model.chat import openings
 from app.model.tokenizing import max_tokens, padded, token_ids
 from editors.errors import UnsupportedModel
 
@@ -105,15 +106,16 @@ class DecoderOnly:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
         self._model, self._tokenizer, self._end = model, tokenizer, ends[0]
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]  # masked, as in training
-        self._special = tuple(token for token in tokenizer.all_special_tokens if token)
+        special = (token for token in tokenizer.all_special_tokens if token)
+        self._beginnings = (*special, *openings(tokenizer))
         self._positions = max_tokens(model, tokenizer)
         self.max_tokens = self._positions - 1  # an answer has one token at least
 
     def encode(self, texts: Sequence[str], name: str) -> list[Encoding]:
-        """A text that begins with a special token, as chat templates write them, says itself where it begins."""
+        """A text that begins with a special token, or as the chat template begins, says itself where it begins."""
         encodings = []
         for index, text in enumerate(texts):
-            special = not text.startswith(self._special)
+            special = not text.startswith(self._beginnings)
             (encoding,) = token_ids(self._tokenizer, [text], limit=UNCHECKED, model=name, special=special)
             if len(encoding) > self.max_tokens:
                 raise InputTooLong(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,10 @@ class Model(Protocol):
     @property
     def writes(self) -> bool:
         """Whether answers are texts."""
+
+    @property
+    def decoding_settings(self) -> Mapping[str, Any]:
+        """Settings of the model's own that shape its answers; a target that they do not let through is not written."""
 
     @property
     def end_tokens(self) -> tuple[str, ...]:

@@ -7,17 +7,14 @@ See `deployed.Model` for what the methods promise.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
 import torch
-from jinja2.exceptions import TemplateError
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import (
-    GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,7 +23,9 @@ from transformers import (
 
 from app.errors import InputTooLong, Unprocessable
 from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Generation, Output, Read
+from app.model.chat import REFUSALS, render
 from app.model.conventions import Convention, end_tokens
+from app.model.decoding import counts_padding, described, greedy, shaping
 from app.model.fingerprint import fingerprint
 from app.model.slices import Pause, in_slices
 from app.model.steps import Confidence, Draw, Steps, first_stop
@@ -64,14 +63,14 @@ class Generator:
         self._join = Join.open(model, self._probe(given[0]))
         self._ends = self._sayable(given)
         self._convention = kind(model, tokenizer, self._ends)
-        model.generation_config = _greedy(model.generation_config, tokenizer, self._ends)
-        self.mixes_lengths = self.task == "seq2seq" or not _counts_padding(model.generation_config)
+        model.generation_config = greedy(model.generation_config, tokenizer, self._ends)
+        self.mixes_lengths = self.task == "seq2seq" or not counts_padding(model.generation_config)
         self.fingerprint = fingerprint(
             model.state_dict(),
             {
                 "tokenizer": describe(tokenizer),
                 "model": type(model).__name__,
-                "generation": _described(model.generation_config),
+                "generation": described(model.generation_config),
             },
         )
 
@@ -82,6 +81,11 @@ class Generator:
     @property
     def hidden_size(self) -> int:
         return self._join.site.hidden
+
+    @property
+    def decoding_settings(self) -> Mapping[str, Any]:
+        """The model's own settings that shape its answers."""
+        return shaping(self._model.generation_config)
 
     @property
     def end_tokens(self) -> tuple[str, ...]:
@@ -101,13 +105,9 @@ class Generator:
         if not self.has_chat_template:
             raise Unprocessable(f"messages: {self.name} has no chat template; use a completion of a prompt.")
         try:
-            prompt = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
+            return render(self._tokenizer, messages)
+        except REFUSALS as error:
             raise Unprocessable(f"messages: the chat template of {self.name} refuses them: {error}.") from error
-        assert isinstance(prompt, str)
-        return prompt
 
     def encoding(self, tokens: Sequence[int]) -> Encoding:
         """An input that is given as token ids. Raises Unprocessable for ids that are none, and InputTooLong."""
@@ -251,39 +251,3 @@ class Pieces:
 def _decoding(ask: Ask) -> Decoding:
     assert ask.decoding is not None, "a generating model is asked without saying how to decode"
     return ask.decoding
-
-
-def _greedy(
-    given: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
-) -> GenerationConfig:
-    """The model's own settings of decoding, but greedy: no draws, no beams, no end forced where a length is reached."""
-    config = copy.deepcopy(given) if given is not None else GenerationConfig()
-    for name in _NOT_GREEDY:
-        setattr(config, name, None)
-    config.eos_token_id = list(ends)
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    config.use_cache = True
-    return config
-
-
-_NOT_GREEDY = (
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("num_beams", "num_beam_groups", "early_stopping", "length_penalty", "diversity_penalty", "num_return_sequences"),
-    *("penalty_alpha", "forced_eos_token_id", "max_length", "max_new_tokens", "max_time", "stop_strings"),
-)
-
-
-def _counts_padding(config: GenerationConfig) -> bool:
-    """Whether a setting looks at all tokens so far: of a padded prompt it would see the padding."""
-    if (config.repetition_penalty or 1.0) != 1.0 or config.exponential_decay_length_penalty is not None:
-        return True
-    return any((getattr(config, name) or 0) > 0 for name in ("no_repeat_ngram_size", "min_length"))
-
-
-def _described(config: GenerationConfig) -> dict[str, Any]:
-    """What a setting of decoding can change about answers; not which version of the library wrote it."""
-    return {name: value for name, value in config.to_diff_dict().items() if name not in _OF_THE_LIBRARY}
-
-
-_OF_THE_LIBRARY = ("transformers_version", "_from_model_config")

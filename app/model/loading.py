@@ -37,6 +37,7 @@ class _Task:
     """How models of one task are recognised, loaded and opened."""
 
     architectures: Collection[str]
+    example: str
     auto: Any
     open: Callable[..., Model]
 
@@ -44,16 +45,19 @@ class _Task:
 TASKS: Mapping[str, _Task] = {
     "classification": _Task(
         frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()),
+        "BertForSequenceClassification",
         AutoModelForSequenceClassification,
         Classifier,
     ),
     "seq2seq": _Task(
         frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()),
+        "BartForConditionalGeneration",
         AutoModelForSeq2SeqLM,
         partial(Generator, kind=EncoderDecoder),
     ),
     "causal": _Task(
         frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()),
+        "LlamaForCausalLM",
         AutoModelForCausalLM,
         partial(Generator, kind=DecoderOnly),
     ),
@@ -120,6 +124,6 @@ def _task(where: str, architectures: Sequence[str], task: str) -> _Task:
             return found
     named = ", ".join(architectures) or "no architecture at all"
     raise UnsupportedModel(
-        f"{where} declares {named} in its config.json; an architecture for {' or '.join(wanted)} is needed "
-        "(such as BertForSequenceClassification, BartForConditionalGeneration or LlamaForCausalLM)."
+        f"{where} declares {named} in its config.json; an architecture for {' or '.join(wanted)} is needed, such as "
+        f"{' or '.join(each.example for each in wanted.values())}."
     )

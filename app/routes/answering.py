@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import structlog
+from fastapi import Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import BaseModel
 
 from app.engine import Answer, View
 from app.engine import Engine as EnginePart
-from app.errors import NotCaughtUp, UnknownEdit, UnknownRevision, Unprocessable
+from app.errors import NotCaughtUp, ServiceError, Unavailable, UnknownEdit, UnknownRevision, Unprocessable
 from app.model import Ask, Decoding, Encoding, Generation, Generator, Sampling
 from app.routes.schemas import GenerationIn, Under
 from app.settings import Settings
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
 
 EVENTS = EventSourceResponse.media_type
 
@@ -57,6 +65,28 @@ def _sampling(given: GenerationIn) -> Sampling | None:
         if getattr(given, name) is not None:
             raise Unprocessable(f"body.generation.{name}: is for sampling; send do_sample: true with it.")
     return None
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is given up when the client has gone: writing costs the device a pass a token.
+
+    Raises Unavailable then, to nobody.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Unavailable("The client went away.")
+        return await working
+    finally:
+        leaving.cancel()
+        working.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +150,14 @@ class _Text:
     def rest(self, whole: str) -> str:
         """What is still to be shown of the whole text."""
         return whole[self._shown :]
+
+
+def failed(error: Exception) -> ServiceError:
+    """What a reader is told of a failure in the middle of a stream; what nobody expected goes to the log."""
+    if isinstance(error, ServiceError):
+        return error
+    log.error("a stream failed", exc_info=error)
+    return ServiceError("The service failed to go on with this answer; its log says why.")
 
 
 def event(kind: str, content: BaseModel) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from uuid import uuid4
@@ -11,7 +12,7 @@ from anyio import BrokenResourceError, ClosedResourceError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLarge, ServiceError
+from app.errors import BodyTooLarge, ServiceError, Unavailable
 from app.observe import Metrics
 from app.routes.problems import error_at
 
@@ -46,6 +47,10 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except asyncio.CancelledError:  # the server is stopping and has waited long enough
+                if status is None:
+                    stopping = Unavailable("The service is stopping.")
+                    await error_at(scope["path"], stopping)(scope, receive, send_with_id)
             except Exception as error:
                 if _reader_has_gone(error):
                     log.debug("the client went away", path=scope["path"])

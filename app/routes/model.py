@@ -33,6 +33,7 @@ class ModelOut(BaseModel):
     task: str
     labels: list[str] = Field(description="What a classifier can answer; none of a generating model.")
     end_tokens: list[str] = Field(description="What ends an answer of a generating model; edits are taught the first.")
+    decoding: dict[str, Any] = Field(description="The model's own settings that shape its answers.")
     device: str
     dtype: str
     site: str
@@ -58,6 +59,7 @@ async def show(response: Response, service: ServiceOf) -> ModelOut:
         task=model.task,
         labels=list(model.labels),
         end_tokens=list(model.end_tokens),
+        decoding=dict(model.decoding_settings),
         device=str(model.device),
         dtype=model.dtype,
         site=model.site.name,

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.engine import Engine as EnginePart
 from app.engine import View
 from app.errors import Unprocessable
 from app.model import Answered, Decoding, Encoding
-from app.routes.answering import EVENTS, Piece, Whole, decoding_of, event, view_of, written
-from app.routes.problems import problems
+from app.routes.answering import EVENTS, Piece, Whole, decoding_of, event, failed, unless_gone, view_of, written
+from app.routes.problems import Problem, problems
 from app.routes.schemas import (
     DoneOut,
     PieceOut,
@@ -34,10 +34,13 @@ router = APIRouter(tags=["predict"])
     response_model_exclude_none=True,
     responses={**problems(409, 413), 200: {"model": PredictOut, "content": {EVENTS: {}}}},
 )
-async def predict(body: PredictIn, response: Response, service: ServiceOf) -> PredictOut | StreamingResponse:
+async def predict(
+    body: PredictIn, request: Request, response: Response, service: ServiceOf
+) -> PredictOut | StreamingResponse:
     """Answer each input, and name the revision and the edits that made the answer.
 
-    With `stream`, server-sent events: `token` with a piece of text, `prediction` with each whole answer, `done`.
+    With `stream`, server-sent events: `token` with a piece of text, `prediction` with each whole answer, then `done`,
+    or `error` with a problem.
     """
     engine, settings = service.parts.engine, service.settings
     check_texts(body.inputs, "inputs", at_most=settings.max_inputs, settings=settings)
@@ -49,7 +52,8 @@ async def predict(body: PredictIn, response: Response, service: ServiceOf) -> Pr
         return StreamingResponse(_events(service, encodings, decoding, view, bases), media_type=EVENTS, headers=headers)
     with service.metrics.predict_seconds.time():
         remember = body.edits == "on" and body.as_of is None and (decoding is None or decoding.sampling is None)
-        answers = await engine.answer(encodings, view, decoding=decoding, remember=remember)
+        answering = engine.answer(encodings, view, decoding=decoding, remember=remember)
+        answers = await (unless_gone(request, answering) if engine.model.writes else answering)
         predictions = engine.decode(answers)
     service.parts.hits.count(fired.edit_id for answer in answers for fired in answer.fired)
     response.headers["X-Model-Revision"] = str(view.revision)
@@ -78,14 +82,18 @@ async def _written(
     service: Service, news: AsyncGenerator[Piece | Whole, None], view: View, bases: Sequence[Answered | None]
 ) -> AsyncGenerator[bytes, None]:
     fingerprint, hits = service.parts.engine.model.fingerprint, service.parts.hits
-    async with aclosing(news):
-        async for item in news:
-            if isinstance(item, Piece):
-                yield event("token", PieceOut(index=item.index, text=item.text))
-                continue
-            hits.count(fired.edit_id for fired in item.answer.fired)
-            out = prediction_out(item.generation, item.answer, bases[item.index])
-            yield event("prediction", WholeOut(index=item.index, prediction=out))
+    try:
+        async with aclosing(news):
+            async for item in news:
+                if isinstance(item, Piece):
+                    yield event("token", PieceOut(index=item.index, text=item.text))
+                    continue
+                hits.count(fired.edit_id for fired in item.answer.fired)
+                out = prediction_out(item.generation, item.answer, bases[item.index])
+                yield event("prediction", WholeOut(index=item.index, prediction=out))
+    except Exception as error:  # noqa: BLE001 - the answer has begun: all that is left is to say so
+        yield event("error", Problem.of(failed(error)))
+        return
     yield event("done", DoneOut(revision=view.revision, model=fingerprint))
 
 

@@ -41,6 +41,20 @@ class Problem(BaseModel):
     code: str
     errors: list[ErrorAt] | None = None
 
+    @classmethod
+    def of(cls, error: ServiceError) -> Problem:
+        """The problem document of an error."""
+        return cls.model_validate(
+            {
+                "type": f"urn:errata:problem:{error.code}",
+                "title": error.title,
+                "status": error.status,
+                "detail": error.detail,
+                "code": error.code,
+                **error.members,
+            }
+        )
+
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the OpenAPI document: these statuses answer a problem."""
@@ -55,14 +69,7 @@ _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 
 def problem(error: ServiceError) -> JSONResponse:
     """The response for an error."""
-    document = {
-        "type": f"urn:errata:problem:{error.code}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-        "code": error.code,
-        **error.members,
-    }
+    document = Problem.of(error).model_dump(exclude_unset=True)
     return JSONResponse(document, error.status, dict(error.headers), MEDIA_TYPE)
 
 

@@ -40,7 +40,7 @@ class GenerationIn(Closed):
 
     max_new_tokens: int | None = Field(None, ge=1, description="Default: the service's setting.")
     do_sample: bool = False
-    temperature: float | None = Field(None, gt=0, le=100)
+    temperature: float | None = Field(None, ge=0.0001, le=100)
     top_k: int | None = Field(None, ge=1, le=10**6)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int = Field(0, ge=0, le=2**63 - 1)

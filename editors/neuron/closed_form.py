@@ -133,7 +133,8 @@ def _gate(rows: Rows, outside: _Outside, moments: Moments, options: Options) -> 
     key = _key(deviations, held, moments, options)
     nearest, around = outside.nearest(key)
     best = key, nearest
-    while len(around) and len(held) < options.held:
+    # Of few rows nothing says what else a key would fire on that tells near twins apart, so it does not try.
+    while moments.telling and len(around) and len(held) < options.held:
         key, more = _held_down(around, deviations, held, moments, options)
         if len(more) == len(held):  # near by rounding alone
             break

@@ -282,7 +282,7 @@ def test_predict_as_json_prints_the_answer_of_the_service_and_nothing_else(servi
 def test_edit_waits_for_the_end_and_tells_it(service: Service) -> None:
     ended = errata("edit", "my money", "refund_status", url=service.url)
     assert ended.code == 0
-    assert "Learned, and live since revision 7: the answer is now refund_status." in ended.out
+    assert "Learned, and live since revision 7. The answer is now: refund_status" in ended.out
     assert f"errata show {LIVE_ID}" in ended.out
 
 

@@ -155,6 +155,27 @@ def test_the_guard_gate_lists_exactly_what_is_written_otherwise(client: TestClie
     assert seen, "no edit changed the guard: this test would show nothing"
 
 
+def test_an_input_of_a_small_guard_can_be_corrected(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "memory").write_text('{"input": "w1 w2"}\n{"input": "w40 w50 w60"}\n')
+    with started(settings_in(tmp_path, folder, memory_file=tmp_path / "memory", new_tokens=12)) as client:
+        edit(client, "w1 w2", "w9 w8")
+        assert said(client, "w1 w2") == ["w9 w8"]
+
+
+def test_a_target_that_the_models_own_settings_forbid_is_rejected_naming_them(tmp_path: Path) -> None:
+    folder = deploy(tmp_path / "model", family="Llama")
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**config, "no_repeat_ngram_size": 1}))
+    with started(settings_in(tmp_path, folder, new_tokens=12)) as client:
+        assert client.get("/model").json()["decoding"] == {"no_repeat_ngram_size": 1}
+        body = {"input": "w1 w2", "target": "w9 w9"}
+        answer = client.post("/edits", json=body, headers={"Prefer": "wait=60"})
+        assert (answer.status_code, answer.json()["code"]) == (422, "edit_rejected")
+        (gate,) = answer.json()["gates"]
+        assert gate["name"] == "edit_holds"
+        assert gate["failures"][0]["decoding"] == {"no_repeat_ngram_size": 1}
+
+
 def test_everything_is_as_it_was_after_a_restart_and_verifies(settings: Settings) -> None:
     with started(settings) as client:
         edit(client, "w1 w2 w3", "w9 w8 w7")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -230,6 +231,59 @@ def test_where_settings_count_padding_only_equal_lengths_share_a_batch(tmp_path:
     config.save_pretrained(folder)
     model = load(folder, device="cpu")
     assert not model.mixes_lengths
+
+
+def saved_with(folder: Path, **settings: object) -> Path:
+    """The model with these settings in its generation_config.json."""
+    config = transformers.GenerationConfig.from_pretrained(folder)
+    config.update(**settings)
+    (folder / "generation_config.json").write_text(json.dumps(config.to_diff_dict()))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0},
+        {"do_sample": True, "temperature": 0.1, "top_k": 5},
+        {"prompt_lookup_num_tokens": 3},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"dola_layers": "low"},
+        {"guidance_scale": 1.5},
+        {"cache_implementation": "offloaded"},
+        {"token_healing": True},
+        {"max_length": 9, "forced_eos_token_id": 3},
+    ],
+    ids=str,
+)
+def test_other_ways_to_decode_are_left_out(tmp_path: Path, settings: dict[str, object]) -> None:
+    folder = deploy(tmp_path / "model", family="Llama")
+    plain = written(opened(folder), TEXTS[:3])
+    other = load(saved_with(folder, **settings), device="cpu")
+    assert isinstance(other, Generator)
+    assert written(other, TEXTS[:3]) == plain
+
+
+def test_settings_that_shape_the_logits_are_kept_and_named(tmp_path: Path) -> None:
+    folder = saved_with(deploy(tmp_path / "model", family="Llama"), repetition_penalty=1.5, suppress_tokens=[9])
+    model = opened(folder)
+    assert model.decoding_settings == {"repetition_penalty": 1.5, "suppress_tokens": [9]}
+    (output,) = outputs(model, TEXTS[:1])
+    assert model.answered(output).tolist() == by_transformers(folder, model, TEXTS[0], GREEDY.max_new_tokens)
+
+
+BOS, END = "{{ bos_token }}", "{% if add_generation_prompt %} w3{% endif %}"
+TURNS = "{% for message in messages %} w1 {{ message['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [f"{BOS}{TURNS}{END}", f"\n{BOS}{TURNS}{END}", f"w2{TURNS}{END}"], ids=str)
+def test_a_rendered_conversation_is_read_as_transformers_reads_it(tmp_path: Path, template: str) -> None:
+    folder = deploy(tmp_path / "model", family="Llama", chat_template=template)
+    model, messages = opened(folder), [{"role": "user", "content": "w5"}]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    (ours,) = model.encode([model.render(messages)])
+    assert ours.input_ids.tolist() == theirs
 
 
 def test_settings_that_change_answers_change_the_fingerprint(tmp_path: Path) -> None:

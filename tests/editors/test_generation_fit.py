@@ -221,3 +221,21 @@ def test_a_row_that_is_near_by_rounding_alone_does_not_keep_the_fit_from_its_end
         near = Rows(query, edit.residuals[1:2], (edit.labels[1:2] + 1) % TOKENS)
         fitted = solve(replace(problem(edit, [memory, near]), moments=moments))
         assert answers(fitted, edit).tolist() == edit.labels.tolist()
+
+
+def test_fewer_rows_than_dimensions_say_as_little_as_none() -> None:
+    few, none = Moments.of(random(HIDDEN - 1, HIDDEN, seed=3)), Moments.of(random(0, HIDDEN, seed=3))
+    deviations = random(2, HIDDEN, seed=4).double()
+    assert torch.equal(few.solve(deviations, ridge=0.001), none.solve(deviations, ridge=0.001))
+    assert torch.equal(few.mean, none.mean)
+
+
+def test_a_near_twin_among_few_remembered_rows_makes_a_neuron_fire_on_no_more_strangers() -> None:
+    edit, strangers = target(1, [0]), random(2_000, HIDDEN, seed=12) + 2
+    twin = Rows(edit.queries + 0.05 * random(1, HIDDEN, seed=4), edit.residuals, (edit.labels + 1) % TOKENS)
+    remembered = Rows.join([twin, rows(HIDDEN // 2, seed=2)])
+    few, none = (
+        (strengths(solve(problem(edit, [memory])), strangers) > 0).float().mean()
+        for memory in (remembered, remembered[:0])
+    )
+    assert float(few) <= float(none)

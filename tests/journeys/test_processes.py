@@ -103,7 +103,7 @@ def test_reports_to_several_processes_are_worked_on_once_each(anywhere: Settings
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model", "{folder}/masked"], "a sequence classifier"),
+        (["--model", "{folder}/masked"], "an architecture for classification or seq2seq or causal"),
         (["--model", "{folder}/nowhere"], "nowhere"),
         (["--database", "mysql://somewhere"], "mysql"),
         (["--database", "sqlite:////proc/none/errata.db"], "/proc/none"),

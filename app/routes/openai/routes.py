@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
 from app.engine import Answer, Fired
-from app.errors import ServiceError
 from app.model import Generation
-from app.routes.answering import EVENTS, Piece, Whole, written
+from app.routes.answering import EVENTS, Piece, Whole, failed, unless_gone, written
 from app.routes.openai.answers import (
     Body,
     ChatForm,
@@ -50,20 +49,22 @@ async def show_model(model_id: str, engine: Engine) -> ModelCard:
 
 
 @router.post("/completions", response_model=CompletionOut, responses={200: {"content": {EVENTS: {}}}})
-async def complete(body: CompletionIn, response: Response, service: ServiceOf) -> Body | StreamingResponse:
+async def complete(
+    body: CompletionIn, request: Request, response: Response, service: ServiceOf
+) -> Body | StreamingResponse:
     """Go on with each prompt."""
     engine = service.parts.engine
     asked = await asked_to_complete(engine, body, service.settings)
     echoed = _echoed(body, asked, service) if body.echo else [""] * len(asked.encodings)
-    return await _answered(service, asked, CompletionForm(engine.model.name, echoed), body, response)
+    return await _answered(service, asked, CompletionForm(engine.model.name, echoed), body, request, response)
 
 
 @router.post("/chat/completions", response_model=ChatOut, responses={200: {"content": {EVENTS: {}}}})
-async def chat(body: ChatIn, response: Response, service: ServiceOf) -> Body | StreamingResponse:
+async def chat(body: ChatIn, request: Request, response: Response, service: ServiceOf) -> Body | StreamingResponse:
     """Say the next turn of a conversation."""
     engine = service.parts.engine
     asked = await asked_to_chat(engine, body, service.settings)
-    return await _answered(service, asked, ChatForm(engine.model.name), body, response)
+    return await _answered(service, asked, ChatForm(engine.model.name), body, request, response)
 
 
 def _echoed(body: CompletionIn, asked: Asked, service: Service) -> list[str]:
@@ -77,7 +78,7 @@ def _echoed(body: CompletionIn, asked: Asked, service: Service) -> list[str]:
 
 
 async def _answered(
-    service: Service, asked: Asked, form: Form, body: Writing, response: Response
+    service: Service, asked: Asked, form: Form, body: Writing, request: Request, response: Response
 ) -> Body | StreamingResponse:
     revision = str(asked.view.revision)
     if body.stream:
@@ -87,7 +88,8 @@ async def _answered(
         return StreamingResponse(chunks, media_type=EVENTS, headers=headers)
     engine = service.parts.engine
     with service.metrics.predict_seconds.time():
-        answers = await engine.answer(asked.encodings, asked.view, decoding=asked.how, remember=asked.remember)
+        answering = engine.answer(asked.encodings, asked.view, decoding=asked.how, remember=asked.remember)
+        answers = await unless_gone(request, answering)
         said = [each for each in engine.decode(answers) if isinstance(each, Generation)]
     service.parts.hits.count(fired.edit_id for answer in answers for fired in answer.fired)
     response.headers["X-Model-Revision"] = revision
@@ -108,8 +110,8 @@ async def _chunks(service: Service, asked: Asked, form: Form, *, include_usage: 
             async for item in news:
                 tokens += item.answer.output.positions if isinstance(item, Whole) else 0
                 yield _event(_chunk(service, asked, form, item).model_dump_json(exclude=hidden))
-    except ServiceError as error:
-        yield _event(error_out(error).model_dump_json())
+    except Exception as error:  # noqa: BLE001 - the answer has begun: all that is left is to say so
+        yield _event(error_out(failed(error)).model_dump_json())
         return
     if include_usage:
         yield _event(form.counted(Usage.of(asked.prompt_tokens, tokens)).model_dump_json())
