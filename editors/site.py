@@ -6,17 +6,13 @@ that the head reads, and everything behind is the norm and the head. One mechani
 (BERT, BART: the layer's own output norm) and pre-norm models (GPT-2, LLaMA, T5: the final norm of the stack).
 A classifier's head reads one position of a text; a language model's reads every position, each by itself.
 
-The site is found from what the model executes, never from its name: see `find_sites`. Which overlay applies
-belongs to the call: `Join.during` sets it in a context variable, and the hooks do nothing outside of it.
+The site is found from what the model executes, never from its name; `editors.join` opens it.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,8 +22,6 @@ from torch import Tensor, nn
 from editors.errors import UnsupportedModel
 
 Position = Literal["first", "last", "every"]
-Transform = Callable[[Tensor, Tensor], Tensor]
-"""From (queries, residuals), both (n, hidden), to the residuals that the norm shall receive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +70,10 @@ def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Site]:
     inputs: a right-padded batch of at least two rows of different lengths, with `attention_mask`; for an
     encoder-decoder also `decoder_input_ids`. Raises UnsupportedModel with what is missing.
     """
-    calls = _trace(model, inputs)
+    calls = trace(model, inputs)
     down = _last(calls, lambda call: _layer_list(model, call.name) is not None and call.width_in != call.width_out)
     if down is None:
-        raise UnsupportedModel(f"{_kind(model)} has no list of layers with a feed-forward layer in them.")
+        raise UnsupportedModel(f"{kind(model)} has no list of layers with a feed-forward layer in them.")
     hidden = calls[down].width_out
     stack = _layer_list(model, calls[down].name)
     assert stack is not None
@@ -93,28 +87,29 @@ def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Site]:
     )
     if up is None:
         raise UnsupportedModel(
-            f"{_kind(model)}: {calls[down].name} maps {calls[down].width_in} to {hidden} features, "
+            f"{kind(model)}: {calls[down].name} maps {calls[down].width_in} to {hidden} features, "
             "but no layer before it maps them up; its last feed-forward layer is of an unknown kind."
         )
     norms = [call for call in calls[down + 1 :] if _is_norm(call, hidden)]
     if not norms:
         raise UnsupportedModel(
-            f"{_kind(model)} has no normalisation layer after its last feed-forward layer {calls[down].name}."
+            f"{kind(model)} has no normalisation layer after its last feed-forward layer {calls[down].name}."
         )
     times = Counter(call.name for call in calls)
     shared = next((norm.name for norm in norms if times[norm.name] > 1), None)
     if shared is not None:
-        raise UnsupportedModel(f"{_kind(model)} uses {shared} more than once in one pass: its layers are shared.")
+        raise UnsupportedModel(f"{kind(model)} uses {shared} more than once in one pass: its layers are shared.")
     position = _position_read(model, norms[0].module, inputs)
     returns = _layer_returns(model, stack, inputs)
     return [Site(calls[up].name, norm.name, stack, position, hidden, returns) for norm in norms]
 
 
-def _kind(model: nn.Module) -> str:
+def kind(model: nn.Module) -> str:
+    """The model's class, for messages."""
     return type(model).__name__
 
 
-def _trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[_Call]:
+def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[_Call]:
     """Every parameterised leaf that maps (..., in) to (..., out), in the order of execution."""
     calls: list[_Call] = []
 
@@ -184,7 +179,7 @@ def _position_read(model: nn.Module, norm: nn.Module, inputs: Mapping[str, Tenso
         if not tokens and bool((where == lengths - 1).all()):
             return "last"
     raise UnsupportedModel(
-        f"The head of {_kind(model)} reads {int(read.sum(-1).max())} positions for one answer; "
+        f"The head of {kind(model)} reads {int(read.sum(-1).max())} positions for one answer; "
         "Errata needs a head that reads one: the first or the last token, or of a language model each by itself."
     )
 
@@ -204,212 +199,3 @@ def _layer_returns(model: nn.Module, stack: str, inputs: Mapping[str, Tensor]) -
     finally:
         handle.remove()
     return lengths[0]
-
-
-@dataclass(slots=True)
-class Pass:
-    """What forward passes do at the site: where they look, what they change there, and what the last one saw."""
-
-    rows: Tensor  # (n,) int64, of the batch
-    columns: Tensor  # (n,) int64, the position in each of these rows
-    transform: Transform | None = None
-    queries: Tensor | None = None  # (n, hidden) after the pass
-    residuals: Tensor | None = None  # (n, hidden), before the transform
-
-    @classmethod
-    def at(cls, columns: Tensor, transform: Transform | None = None) -> Pass:
-        """One position in every row of the batch: (batch,). Position -1 is the last, however many there are."""
-        return cls(torch.arange(len(columns), device=columns.device), columns, transform)
-
-    @classmethod
-    def where(cls, mask: Tensor, transform: Transform | None = None) -> Pass:
-        """The positions of a mask, row by row: (batch, tokens) bool."""
-        rows, columns = mask.nonzero(as_tuple=True)
-        return cls(rows, columns, transform)
-
-
-class Join:
-    """A model with its site opened, once, when it is loaded. The model's parameters are never touched."""
-
-    def __init__(self, model: nn.Module, site: Site, inputs: Mapping[str, Tensor]) -> None:
-        self.site = site
-        self._passes: ContextVar[Pass | None] = ContextVar("pass", default=None)
-        layers = model.get_submodule(site.stack)
-        assert isinstance(layers, nn.ModuleList)
-        self._norm = model.get_submodule(site.joins)
-        self._entrance = _Entrance(layers[-1], self._norm if site.post_norm else nn.Identity(), site.layer_returns)
-        self._tail = _with_stack(model, site.stack, self._entrance)
-        self._head: nn.Module | None = None  # where norm and this module are all there is
-        self._two_sided = "decoder_input_ids" in inputs
-        self._device = next(model.parameters()).device
-        self._hooks = [
-            model.get_submodule(site.reads).register_forward_pre_hook(self._read),
-            self._norm.register_forward_pre_hook(self._join),
-        ]
-
-    @classmethod
-    @torch.no_grad()
-    def open(cls, model: nn.Module, inputs: Mapping[str, Tensor]) -> Join:
-        """Find the site of `model` and prove on `inputs` that norm and head alone give its logits.
-
-        inputs: as `find_sites` takes them. Raises UnsupportedModel.
-        """
-        refused: UnsupportedModel | None = None
-        for site in find_sites(model, inputs):
-            join = cls(model, site, inputs)
-            try:
-                join._prove(model, inputs)
-            except UnsupportedModel as error:
-                join.close()
-                refused = refused or error
-            else:
-                return join
-        assert refused is not None
-        raise refused
-
-    def close(self) -> None:
-        """Let go of the model: it runs as if it had never been opened."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _prove(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-        call = self._everywhere(inputs)
-        with self.during(call):
-            logits = model(**inputs).logits
-        if self.site.position == "every":
-            logits = logits[call.rows, call.columns]
-        assert call.residuals is not None
-        try:
-            short = self.readout(call.residuals)
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
-            raise UnsupportedModel(f"{_kind(model)} cannot be run from {self.site.joins} on: {error}") from error
-        if not torch.allclose(short, logits, rtol=1e-4, atol=1e-5):
-            raise UnsupportedModel(
-                f"{_kind(model)} does more than its norm and its head after {self.site.joins}; "
-                "a patch at its last feed-forward layer could not be judged exactly."
-            )
-        if self.site.position == "every":
-            self._head = self._only_head(model, inputs, call.residuals, short)
-
-    def _only_head(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], residuals: Tensor, logits: Tensor
-    ) -> nn.Module | None:
-        """The module that makes logits of what the norm gives, if it is all that follows; saves the model's detours."""
-        calls = _trace(model, inputs)
-        after = calls[[call.name for call in calls].index(self.site.joins) + 1 :]
-        if len(after) != 1:
-            return None
-        (head,) = after
-        alone = head.module(self._norm(residuals.unsqueeze(1))).squeeze(1)
-        return head.module if torch.equal(alone, logits) else None
-
-    def _everywhere(self, inputs: Mapping[str, Tensor]) -> Pass:
-        """All positions that the head reads."""
-        if self.site.position == "every":
-            tokens = inputs.get("decoder_input_ids")
-            return Pass.where(inputs["attention_mask"].bool() if tokens is None else torch.ones_like(tokens).bool())
-        return Pass.at(self.positions(inputs["attention_mask"]))
-
-    @contextmanager
-    def during(self, call: Pass) -> Iterator[Pass]:
-        """Let `call` see, and transform, what the forward passes inside the block compute."""
-        token = self._passes.set(call)
-        try:
-            yield call
-        finally:
-            self._passes.reset(token)
-
-    def positions(self, attention_mask: Tensor) -> Tensor:
-        """The position that a classifier's head reads in each row: (batch, tokens) -> (batch,)."""
-        if self.site.position == "first":
-            return torch.zeros(len(attention_mask), dtype=torch.int64, device=attention_mask.device)
-        tokens = attention_mask.shape[-1]
-        return tokens - 1 - attention_mask.flip(-1).argmax(-1)
-
-    def readout(self, residuals: Tensor) -> Tensor:
-        """Logits from residuals: the norm and the head alone, (n, hidden) -> (n, labels)."""
-        entering = residuals.unsqueeze(1)  # a batch of texts of one token
-        if self._head is not None:
-            return self._head(self._norm(entering)).squeeze(1)  # type: ignore[no-any-return]
-        ones = torch.ones(entering.shape[:2], dtype=torch.int64, device=self._device)
-        inputs: dict[str, Any] = {"input_ids": torch.zeros_like(ones), "attention_mask": ones}
-        if self._two_sided:
-            inputs["decoder_input_ids"] = inputs.pop("input_ids")
-            inputs["encoder_outputs"] = (torch.zeros_like(entering),)
-        with self._entrance.admitting(entering):
-            logits = self._tail(**inputs).logits
-        return logits.squeeze(1) if self.site.position == "every" else logits  # type: ignore[no-any-return]
-
-    def _read(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        call = self._passes.get()
-        if call is not None:
-            call.queries = args[0]
-
-    def _join(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        call = self._passes.get()
-        if call is None:
-            return None
-        assert call.queries is not None, "the norm ran before the feed-forward layer"
-        # Some models (OPT) flatten batch and tokens in front of their feed-forward layers.
-        call.queries = call.queries.reshape(args[0].shape)[call.rows, call.columns]
-        call.residuals = args[0][call.rows, call.columns]
-        if call.transform is None:
-            return None
-        patched = call.transform(call.queries, call.residuals)
-        if patched is call.residuals:
-            return None
-        entering = args[0].clone()
-        entering[call.rows, call.columns] = patched.to(entering.dtype)
-        return (entering, *args[1:])
-
-
-class _Entrance(nn.Module):
-    """Stands in for the whole stack of layers: whatever comes in, the admitted residuals go out, normed."""
-
-    def __init__(self, layer: nn.Module, norm: nn.Module, returns: int) -> None:
-        super().__init__()
-        self._layer = (layer,)  # in a tuple, so that it does not become a part of this module
-        self.norm = norm
-        self.returns = returns
-        self._residuals: ContextVar[Tensor] = ContextVar("residuals")
-
-    def __getattr__(self, name: str) -> Any:
-        """What a model reads off its layers, such as ModernBERT's `attention_type`, is the last layer's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._layer[0], name)
-
-    @contextmanager
-    def admitting(self, residuals: Tensor) -> Iterator[None]:
-        token = self._residuals.set(residuals)
-        try:
-            yield
-        finally:
-            self._residuals.reset(token)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
-        hidden_states = self.norm(self._residuals.get())
-        if self.returns == 0:
-            return hidden_states  # type: ignore[no-any-return]
-        return (hidden_states, *(None,) * (self.returns - 1))
-
-
-def _with_stack(model: nn.Module, stack: str, layer: nn.Module) -> nn.Module:
-    """`model` with `layer` as its only layer: shares every parameter, changes nothing of the original."""
-    shell = _shell(model)
-    owner = shell
-    *parents, name = stack.split(".")
-    for parent in parents:
-        child = _shell(owner.get_submodule(parent))
-        owner.add_module(parent, child)
-        owner = child
-    owner.add_module(name, nn.ModuleList([layer]))
-    return shell
-
-
-def _shell(module: nn.Module) -> nn.Module:
-    """A shallow copy of `module` whose children can be replaced without touching the original's."""
-    shell = copy.copy(module)
-    shell._modules = dict(module._modules)
-    return shell

@@ -17,7 +17,8 @@ from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Outpu
 from app.model.fingerprint import fingerprint
 from app.model.tokenizing import describe, max_tokens, padded, token_ids
 from editors.errors import UnsupportedModel
-from editors.site import Join, Pass, Site, Transform
+from editors.join import Join, Pass, Transform
+from editors.site import Site
 from editors.types import Reading, Rows
 
 ALL_SCORES_UP_TO = 20

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Output, Read
-from editors.site import Site, Transform
+from editors.join import Transform
+from editors.site import Site
 
 
 class Model(Protocol):

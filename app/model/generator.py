@@ -30,8 +30,9 @@ from app.model.fingerprint import fingerprint
 from app.model.slices import Pause, in_slices
 from app.model.steps import Confidence, Draw, Steps, first_stop
 from app.model.tokenizing import describe
+from editors.join import Join, Pass, Transform
 from editors.reach import can_lead
-from editors.site import Join, Pass, Site, Transform
+from editors.site import Site
 from editors.types import Reading, Rows
 
 log = structlog.get_logger()

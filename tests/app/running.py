@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from app.model import Ask, Model, Output
-from editors.site import Transform
+from editors.join import Transform
 
 
 def bare(queries: Tensor, residuals: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from app.model.answers import Finished
 from app.observe import Metrics
 from app.routes.answering import unless_gone
 from app.routes.middleware import RequestContext
+from editors.join import Transform
 from editors.neuron import TransformerPatcher
-from editors.site import Transform
 from tests.app.conftest import settings_in, started
 from tests.deployed import deploy
 

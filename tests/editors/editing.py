@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from editors import codec
+from editors.join import Transform
 from editors.neuron import TransformerPatcher
 from editors.registry import options_of
-from editors.site import Transform
 from editors.types import Editor, Firing, Fit, Fitted, Header, Overlay, Patch, Problem, Reading, Rows
 from tests.editors.generating import TinyGenerator
 from tests.editors.tiny import GENERATORS, Answers, Tiny, TinyClassifier, build, texts

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.site import Join, Pass, Transform
+from editors.join import Join, Pass, Transform
 from tests.editors.tiny import END, WORDS, Answers, Seen, batch
 
 MOST_TOKENS = 6

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from editors import codec
 from editors.errors import FitFailed, NotFinite
-from editors.site import Pass
+from editors.join import Pass
 from editors.types import Overlay, Patch, Problem, Rows
 from tests.editors.editing import (
     CASES,

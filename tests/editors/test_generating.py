@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from editors.site import Pass
+from editors.join import Pass
 from editors.types import Overlay, Patch
 from tests.editors.editing import (
     CASES,

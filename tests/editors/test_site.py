@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from editors.errors import UnsupportedModel
-from editors.site import Join, Pass
+from editors.join import Join, Pass
 from tests.editors.editing import CASES, acting, anew, apply, empty, learn, mistake, problem, read, tiny
 from tests.editors.generating import feeding
 from tests.editors.tiny import ENCODER, FAMILIES, GENERATORS, batch, build, texts

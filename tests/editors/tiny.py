@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from editors.site import Join, Pass, Transform
+from editors.join import Join, Pass, Transform
 
 LABELS = 5
 VOCABULARY = 100
