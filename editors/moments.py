@@ -14,7 +14,7 @@ from torch import Tensor
 from editors.errors import NotFinite
 
 FEW_ROWS = 0.5
-"""The least ridge of as many rows as dimensions; it falls with the square of their number."""
+"""The least ridge of as many rows as dimensions, where few are to be trusted little; it falls with their square."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,28 +26,34 @@ class Moments:
     count: int
     _factors: dict[float, Tensor] = field(default_factory=dict, repr=False)
     """Cholesky factors by ridge: computed once, since every edit of a model asks for the same one."""
+    _nothing: list[Moments] = field(default_factory=list, repr=False)
 
     @classmethod
     @torch.no_grad()
     def of(cls, queries: Tensor) -> Moments:
-        """The moments of (n, hidden) queries. Raises NotFinite.
-
-        Of fewer rows than dimensions: mean zero, covariance zero, as of none. They say nothing of most directions, and
-        a key that trusted them would tell texts apart by what it has never seen.
-        """
-        count, hidden = queries.shape
-        mean = queries.sum(0, dtype=torch.float64) / max(count, 1)
+        """The moments of (n, hidden) queries. Without any rows: mean zero, covariance zero. Raises NotFinite."""
+        count = max(len(queries), 1)
+        mean = queries.sum(0, dtype=torch.float64) / count
         if not torch.isfinite(mean).all():
             raise NotFinite("The remembered queries hold NaN or infinity.")
-        if count < hidden:  # see `telling`
-            return cls(torch.zeros_like(mean), mean.new_zeros(hidden, hidden), count)
         centred = (queries - mean).float()  # the products are off by 1e-6, far below any ridge
-        return cls(mean, (centred.T @ centred).double() / count, count)
+        return cls(mean, (centred.T @ centred).double() / count, len(queries))
 
     @property
     def telling(self) -> bool:
         """Whether there were enough rows to say anything of every direction."""
         return self.count >= len(self.mean)
+
+    @property
+    def least_ridge(self) -> float:
+        """The ridge that so many rows call for, where few are to be trusted little."""
+        return float(FEW_ROWS * (len(self.mean) / max(self.count, 1)) ** 2)
+
+    def nothing(self) -> Moments:
+        """The moments of no rows, of the same width; made once."""
+        if not self._nothing:
+            self._nothing.append(Moments(torch.zeros_like(self.mean), torch.zeros_like(self.covariance), 0))
+        return self._nothing[0]
 
     def about_origin(self) -> Moments:
         """The same rows seen from zero instead of their mean."""
@@ -64,8 +70,7 @@ class Moments:
 
     def _factor(self, ridge: float) -> Tensor:
         level = self.covariance.diagonal().mean()
-        ridge = max(ridge, FEW_ROWS * (len(self.mean) / max(self.count, 1)) ** 2)
-        # Where the covariance is zero every direction counts the same.
+        # Of one row or none the covariance is zero: then every direction counts the same.
         added = torch.where(level > 0, ridge * level, 1.0)
         factor: Tensor = torch.linalg.cholesky(self.covariance + (added * torch.ones_like(self.mean)).diag())
         return factor

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from editors.moments import Moments
 from editors.neuron.activations import activate
 from editors.neuron.neurons import Neuron
 from editors.neuron.options import Options
-from editors.neuron.rounds import Trained, fit_in_rounds
+from editors.neuron.rounds import Trained, fit_in_rounds, generates
 from editors.neuron.value import fit_value
 from editors.types import Fit, Problem, Rows, Step
 
@@ -52,7 +52,10 @@ class _Gate:
 
 def fit(problem: Problem, options: Options) -> Fit:
     """Neurons until every row of the edit is right. Raises FitFailed."""
-    moments = _apart_from(problem.edit.queries, problem.moments or _moments(problem))
+    moments = problem.moments or _moments(problem)
+    if generates(problem):
+        moments, options = _wary(moments, options)
+    moments = _apart_from(problem.edit.queries, moments)
 
     def fit_neuron(rows: Rows, others: Rows, steps: int) -> Generator[Step, None, Trained]:
         spared = rows.labels[0] if options.spare_same_label else None
@@ -74,6 +77,17 @@ def fit(problem: Problem, options: Options) -> Fit:
         return Trained(neuron, fitted.steps, fitted.missing)
 
     return fit_in_rounds(problem, options.max_neurons, fit_neuron)
+
+
+def _wary(moments: Moments, options: Options) -> tuple[Moments, Options]:
+    """What a few remembered rows of a text are good for.
+
+    Positions of texts lie near one another. Of fewer rows than dimensions nothing says what else a key fires on that
+    trusts their covariance, or that tells near twins apart: they only raise the threshold.
+    """
+    if moments.telling:
+        return moments, replace(options, ridge=max(options.ridge, moments.least_ridge))
+    return moments.nothing(), replace(options, held=0)
 
 
 def _moments(problem: Problem) -> Moments:
@@ -133,8 +147,7 @@ def _gate(rows: Rows, outside: _Outside, moments: Moments, options: Options) -> 
     key = _key(deviations, held, moments, options)
     nearest, around = outside.nearest(key)
     best = key, nearest
-    # Of few rows nothing says what else a key would fire on that tells near twins apart, so it does not try.
-    while moments.telling and len(around) and len(held) < options.held:
+    while len(around) and len(held) < options.held:
         key, more = _held_down(around, deviations, held, moments, options)
         if len(more) == len(held):  # near by rounding alone
             break

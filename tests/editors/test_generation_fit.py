@@ -223,16 +223,20 @@ def test_a_row_that_is_near_by_rounding_alone_does_not_keep_the_fit_from_its_end
         assert answers(fitted, edit).tolist() == edit.labels.tolist()
 
 
-def test_fewer_rows_than_dimensions_say_as_little_as_none() -> None:
-    few, none = Moments.of(random(HIDDEN - 1, HIDDEN, seed=3)), Moments.of(random(0, HIDDEN, seed=3))
-    deviations = random(2, HIDDEN, seed=4).double()
-    assert torch.equal(few.solve(deviations, ridge=0.001), none.solve(deviations, ridge=0.001))
-    assert torch.equal(few.mean, none.mean)
+def test_few_remembered_rows_change_thresholds_and_no_direction() -> None:
+    edit = target(4, [2])
+    few, none = (solve(problem(edit, [rows(count, seed=2)])) for count in (HIDDEN - 1, 0))
+    assert torch.equal(few.tensors["keys"], none.tensors["keys"])
+
+
+def test_the_more_rows_are_remembered_the_more_their_covariance_is_trusted() -> None:
+    ridges = [Moments.of(random(count, HIDDEN, seed=3)).least_ridge for count in (HIDDEN, 10 * HIDDEN, 1000 * HIDDEN)]
+    assert ridges == pytest.approx([0.5, 0.005, 0.5e-6])
 
 
 def test_a_near_twin_among_few_remembered_rows_makes_a_neuron_fire_on_no_more_strangers() -> None:
-    edit, strangers = target(1, [0]), random(2_000, HIDDEN, seed=12) + 2
-    twin = Rows(edit.queries + 0.05 * random(1, HIDDEN, seed=4), edit.residuals, (edit.labels + 1) % TOKENS)
+    edit, strangers = target(2, [0]), random(2_000, HIDDEN, seed=12) + 2
+    twin = Rows(edit.queries + 0.05 * random(2, HIDDEN, seed=4), edit.residuals, (edit.labels + 1) % TOKENS)
     remembered = Rows.join([twin, rows(HIDDEN // 2, seed=2)])
     few, none = (
         (strengths(solve(problem(edit, [memory])), strangers) > 0).float().mean()
