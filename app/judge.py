@@ -19,7 +19,7 @@ from torch import Tensor
 from app.engine import Live
 from app.memory import Memory
 from app.model import Model
-from editors.types import Overlay, Rows
+from editors.types import Firing, Overlay, Rows
 
 LISTED = 100
 """Failures listed of one gate."""
@@ -114,6 +114,7 @@ class Judge:
         self._guard = _Standing(known.rows, known.rows.labels)  # under revision 0
         self._edits = _Standing(memory.edits.shown.rows, memory.edits.shown.rows.labels)
         self._alive = torch.zeros(0, dtype=torch.bool)
+        self._fired: dict[int, Tensor] = {}  # of each patch by number, the guard's rows that it fires on: few
         self._judged_last: tuple[str, list[Tensor]] | None = None  # an edit, and the rows that its patch fires on
 
     def of_patch(self, live: Live, edit_id: str, fresh: Overlay, *, replaced: str | None, exempt: Exemption) -> Judged:
@@ -201,19 +202,35 @@ class Judge:
         before = torch.zeros_like(alive)
         before[: len(self._alive)] = self._alive
         differing = _differing(before, alive)
-        for number, part in enumerate((self._guard, self._edits)):
-            fired = self._rows_of_last(number, live, differing)
-            rows = _rows_fired_on(live.overlay, differing, part.rows) if fired is None else fired
+        edits = self._fired_by_last(live, differing)
+        for part, known in ((self._guard, None), (self._edits, edits)):
+            rows = self._fired_on(part, live, differing) if known is None else known
             learned = part.grow(self._memory.edits.shown.rows) if part is self._edits else 0
             fresh = torch.arange(len(part.answers) - learned, len(part.answers), device=rows.device)
             part.answers = self._answers(part, torch.cat([rows, fresh]).unique(), live, alive)
         self._alive = alive
 
-    def _rows_of_last(self, part: int, live: Live, differing: list[int]) -> Tensor | None:
-        """The rows that are fired on, if the patch that was judged last is all that came."""
-        if self._judged_last is None or [live.edit_ids[number] for number in differing] != [self._judged_last[0]]:
+    def _fired_by_last(self, live: Live, differing: list[int]) -> Tensor | None:
+        """If the patch that was judged last has come, what it fires on is known: of the guard that is noted, of the
+        edits it is returned, if nothing else came or went.
+        """
+        if self._judged_last is None or not differing or live.edit_ids[differing[-1]] != self._judged_last[0]:
             return None
-        return self._judged_last[1][part]
+        guard, edits = self._judged_last[1]
+        self._fired[differing[-1]] = guard
+        return edits if len(differing) == 1 else None
+
+    def _fired_on(self, part: _Standing, live: Live, patches: list[int]) -> Tensor:
+        """The rows of `part` on which any of these patches fires. The guard's never change, so they are kept."""
+        if part is self._edits:
+            return _rows_fired_on(live.overlay, patches, part.rows)
+        unknown = [number for number in patches if number not in self._fired]
+        if unknown:
+            firing = _firing(live.overlay, unknown, part.rows)
+            order = firing.patches.argsort(stable=True)
+            counts = firing.patches.bincount(minlength=len(unknown)).tolist()
+            self._fired.update(zip(unknown, firing.rows[order].split(counts), strict=True))
+        return torch.cat([part.rows.labels[:0], *(self._fired[number] for number in patches)]).unique()  # type: ignore[no-any-return]
 
     def _would(
         self,
@@ -227,7 +244,7 @@ class Judge:
 
         fired: the rows on which `fresh` fires.
         """
-        rows = _rows_fired_on(live.overlay, _differing(live.alive, alive), part.rows)
+        rows = self._fired_on(part, live, _differing(live.alive, alive))
         if fired is not None:
             rows = torch.cat([rows, fired]).unique()
         return self._answers(part, rows, live, alive, fresh)
@@ -266,10 +283,14 @@ def _rows_fired_on(overlay: Overlay, patches: list[int], rows: Rows) -> Tensor:
     """The rows on which any of these patches fires: (k,) int64, ascending."""
     if not patches or not len(rows):
         return torch.zeros(0, dtype=torch.int64, device=rows.labels.device)
-    alive = torch.ones(1, len(patches), dtype=torch.bool, device=rows.labels.device)
-    _, firing = overlay.pick(patches).apply(rows.queries, rows.residuals, alive, torch.zeros_like(rows.labels))
-    fired: Tensor = firing.rows.unique()
+    fired: Tensor = _firing(overlay, patches, rows).rows.unique()
     return fired
+
+
+def _firing(overlay: Overlay, patches: list[int], rows: Rows) -> Firing:
+    """Which of these patches, by their places in the list, fire on which rows."""
+    alive = torch.ones(1, len(patches), dtype=torch.bool, device=rows.labels.device)
+    return overlay.pick(patches).apply(rows.queries, rows.residuals, alive, torch.zeros_like(rows.labels))[1]
 
 
 def _applied(overlay: Overlay, queries: Tensor, residuals: Tensor, alive: Tensor) -> Tensor:

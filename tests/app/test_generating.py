@@ -156,7 +156,7 @@ def test_the_guard_gate_lists_exactly_what_is_written_otherwise(client: TestClie
 
 
 def test_an_input_of_a_small_guard_can_be_corrected(tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "memory").write_text('{"input": "w1 w2"}\n{"input": "w40 w50 w60"}\n')
+    (tmp_path / "memory").write_text('{"input": "w1 w2"}\n')
     with started(settings_in(tmp_path, folder, memory_file=tmp_path / "memory", new_tokens=12)) as client:
         edit(client, "w1 w2", "w9 w8")
         assert said(client, "w1 w2") == ["w9 w8"]
