@@ -53,13 +53,14 @@ class _Gate:
 def fit(problem: Problem, options: Options) -> Fit:
     """Neurons until every row of the edit is right. Raises FitFailed."""
     moments = problem.moments or _moments(problem)
+    holdable = 1 + len(problem.memory)
     if generates(problem):
-        moments, options = _wary(moments, options)
+        moments, options, holdable = _wary(moments, options, holdable)
     moments = _apart_from(problem.edit.queries, moments)
 
     def fit_neuron(rows: Rows, others: Rows, steps: int) -> Generator[Step, None, Trained]:
         spared = rows.labels[0] if options.spare_same_label else None
-        outside = _Outside((others, *problem.memory), spared, moments.mean)
+        outside = _Outside((others, *problem.memory), spared, moments.mean, holdable=holdable)
         rows, gate = _gated(rows, outside, moments, options)
         pre_activations = (rows.queries.double() - moments.mean) @ gate.key - gate.threshold
         activations = activate(pre_activations, is_gelu=options.activation == "gelu").float()
@@ -79,15 +80,16 @@ def fit(problem: Problem, options: Options) -> Fit:
     return fit_in_rounds(problem, options.max_neurons, fit_neuron)
 
 
-def _wary(moments: Moments, options: Options) -> tuple[Moments, Options]:
-    """What a few remembered rows of a text are good for.
+def _wary(moments: Moments, options: Options, parts: int) -> tuple[Moments, Options, int]:
+    """What a few remembered rows of texts are good for, and of how many parts rows may be held down.
 
     Positions of texts lie near one another. Of fewer rows than dimensions nothing says what else a key fires on that
-    trusts their covariance, or that tells near twins apart: they only raise the threshold.
+    trusts their covariance, or that tells near twins among them apart: they only raise the threshold. The edit's own
+    positions must be told apart all the same.
     """
     if moments.telling:
-        return moments, replace(options, ridge=max(options.ridge, moments.least_ridge))
-    return moments.nothing(), replace(options, held=0)
+        return moments, replace(options, ridge=max(options.ridge, moments.least_ridge)), parts
+    return moments.nothing(), options, 1
 
 
 def _moments(problem: Problem) -> Moments:
@@ -107,15 +109,18 @@ class _Outside:
     parts: tuple[Rows, ...]
     spared: Tensor | None  # () int64
     mean: Tensor  # (hidden,) float64
+    holdable: int
+    """Of how many parts, from the first, rows may be held down."""
 
     def nearest(self, key: Tensor) -> tuple[float, Tensor]:
-        """The largest <key, q - mean>, -inf if there is no row; and if it is above NEAR, q - mean of all above AROUND.
+        """The largest <key, q - mean>, -inf if there is no row; and of parts where it is above NEAR, and whose rows may
+        be held down, q - mean of all above AROUND.
 
         -> (), (k, hidden). Raises NotFinite.
         """
         nearest, around = -math.inf, [key.new_zeros(0, len(key))]
         level = key @ self.mean
-        for part in self.parts:
+        for number, part in enumerate(self.parts):
             projected = self._projected(part, key)
             if len(projected) == 0:
                 continue
@@ -123,7 +128,7 @@ class _Outside:
             if math.isnan(x):
                 raise NotFinite("The memory's queries hold NaN or infinity.")
             nearest = max(nearest, x)
-            if x > NEAR:
+            if x > NEAR and number < self.holdable:
                 around.append(part.queries[projected - level > AROUND].double() - self.mean)
         return nearest, torch.cat(around)
 
