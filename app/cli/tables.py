@@ -48,11 +48,13 @@ def moment(at: str | None) -> str:
 
 def predictions_table(inputs: Sequence[str], answer: Answer, *, explained: bool) -> Table:
     """One row an input; `explained` adds what the unedited model says."""
-    columns = ["input", "answer", "score>", "edits that fired"]
-    made = table(*columns, "unedited answer", "score>") if explained else table(*columns)
+    scored = any("score" in prediction for prediction in answer["predictions"])  # a written answer has no score
+    score = ["score>"] if scored else []
+    made = table("input", "answer", *score, "edits that fired", *(["unedited answer", *score] if explained else []))
+    shown = 2 if scored else 1
     for text, prediction in zip(inputs, answer["predictions"], strict=True):
-        cells = [plain(text), *_answer_and_score(prediction), _fired(prediction)]
-        made.add_row(*cells, *(_answer_and_score(prediction.get("base")) if explained else ()))
+        cells = [plain(text), *_answer_and_score(prediction)[:shown], _fired(prediction)]
+        made.add_row(*cells, *(_answer_and_score(prediction.get("base"))[:shown] if explained else ()))
     return made
 
 

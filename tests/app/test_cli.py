@@ -20,7 +20,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from typer.testing import CliRunner
 
 from app.cli import commands
-from app.cli.tables import said
+from app.cli.documents import Answer
+from app.cli.tables import predictions_table, said
 
 LIVE_ID = "0197a000-0000-7000-8000-000000000001"
 OTHER_ID = "0197a000-0000-7000-8000-000000000002"
@@ -538,3 +539,15 @@ def test_bench_list_names_the_demo() -> None:
 def test_bench_hands_its_options_on() -> None:
     command = [sys.executable, "-m", "app.cli", "bench", "demo", "--help"]
     assert "--edits" in subprocess.check_output(command, text=True)
+
+
+def test_written_answers_are_shown_without_a_column_of_scores() -> None:
+    base = {"text": " w3", "finish_reason": "stop"}
+    answer: Answer = {
+        "revision": 1,
+        "model": "m",
+        "predictions": [{"text": " w1", "finish_reason": "stop", "fired": [], "base": base}],
+    }
+    made = predictions_table(["a"], answer, explained=True)
+    assert [column.header for column in made.columns] == ["input", "answer", "edits that fired", "unedited answer"]
+    assert [str(cell) for column in made.columns for cell in column.cells] == ["a", "w1", "", "w3"]
