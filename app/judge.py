@@ -112,7 +112,8 @@ class Judge:
         known = memory.guard.reading
         self._guard_owners = known.owners().to(known.rows.labels.device)
         self._guard = _Standing(known.rows, known.rows.labels)  # under revision 0
-        self._edits = _Standing(memory.edits.shown.rows, memory.edits.shown.rows.labels)
+        nothing = memory.edits.shown.rows[:0]
+        self._edits = _Standing(nothing, nothing.labels)  # grows with the edits that are learned
         self._alive = torch.zeros(0, dtype=torch.bool)
         self._fired: dict[int, Tensor] = {}  # of each patch by number, the guard's rows that it fires on: few
         self._judged_last: tuple[str, list[Tensor]] | None = None  # an edit, and the rows that its patch fires on
@@ -211,12 +212,15 @@ class Judge:
         self._alive = alive
 
     def _fired_by_last(self, live: Live, differing: list[int]) -> Tensor | None:
-        """If the patch that was judged last has come, what it fires on is known: of the guard that is noted, of the
-        edits it is returned, if nothing else came or went.
+        """If the patch that was judged last has just come, what it fires on is known: of the guard that is noted, of
+        the edits it is returned, if nothing else came or went. It counts once: rows of later edits are not in it.
         """
-        if self._judged_last is None or not differing or live.edit_ids[differing[-1]] != self._judged_last[0]:
+        if self._judged_last is None or not differing or differing[-1] < len(self._alive):
             return None
-        guard, edits = self._judged_last[1]
+        edit_id, (guard, edits) = self._judged_last
+        if live.edit_ids[differing[-1]] != edit_id:
+            return None
+        self._judged_last = None
         self._fired[differing[-1]] = guard
         return edits if len(differing) == 1 else None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.errors import InputTooLong, UnwritableTarget
+from app.errors import InputTooLong, Unprocessable, UnwritableTarget
 from app.model.answers import Encoding
 from app.model.chat import openings
 from app.model.tokenizing import max_tokens, padded, token_ids
@@ -112,7 +112,10 @@ class DecoderOnly:
         self.max_tokens = self._positions - 1  # an answer has one token at least
 
     def encode(self, texts: Sequence[str], name: str) -> list[Encoding]:
-        """A text that begins with a special token, or as the chat template begins, says itself where it begins."""
+        """Raises Unprocessable for a text without tokens.
+
+        A text that begins with a special token, or as the chat template begins, says itself where it begins.
+        """
         encodings = []
         for index, text in enumerate(texts):
             special = not text.startswith(self._beginnings)
@@ -122,6 +125,8 @@ class DecoderOnly:
                     f"Input {index} has {len(encoding)} tokens; {name} reads at most {self.max_tokens} "
                     "and one of the answer."
                 )
+            if not len(encoding):
+                raise Unprocessable(f"Input {index} has no tokens: an answer cannot begin where there is nothing.")
             encodings.append(encoding)
         return encodings
 

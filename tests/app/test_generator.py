@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from app.errors import InputTooLong, UnwritableTarget
+from app.errors import InputTooLong, Unprocessable, UnwritableTarget
 from app.model import Ask, Decoding, Encoding, Generation, Generator, Output, Sampling, load
 from app.model.steps import Draw, first_stop
 from editors.errors import UnsupportedModel
@@ -161,6 +161,12 @@ def test_an_answer_ends_before_the_first_stop_text(model: Generator) -> None:
 def test_an_input_longer_than_the_model_reads_is_refused(model: Generator) -> None:
     with pytest.raises(InputTooLong, match=r"Input 1 has \d+ tokens"):
         model.encode(["w1", " ".join(["w1"] * 60)])
+
+
+def test_a_prompt_without_tokens_is_refused(tmp_path: Path) -> None:
+    model = opened(deploy(tmp_path / "model", family="GPT2"))
+    with pytest.raises(Unprocessable, match="Input 1 has no tokens"):
+        model.encode(["w1", " "])
 
 
 def test_a_target_longer_than_there_is_room_for_is_refused(model: Generator) -> None:

@@ -474,11 +474,11 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         ({"prompt": ["w1", 2]}, "invalid_request", "prompt"),
         ({"prompt": [True]}, "invalid_request", "prompt"),
         ({"prompt": [-1]}, "invalid_request", "prompt"),
-        ({"prompt": [97]}, "invalid_request", None),
+        ({"prompt": [97]}, "invalid_request", "prompt"),
         ({"prompt": ["w1"] * 7, "n": 3}, "invalid_request", "prompt"),
         ({"prompt": ["w1", "w" * 401]}, "invalid_request", "prompt.1"),
-        ({"prompt": " w1" * 39}, "context_length_exceeded", None),
-        ({"prompt": [9] * 40}, "context_length_exceeded", None),
+        ({"prompt": " w1" * 39}, "context_length_exceeded", "prompt"),
+        ({"prompt": [9] * 40}, "context_length_exceeded", "prompt"),
         ({"prompt": "w1", "best_of": 2}, "unsupported_parameter", "best_of"),
         ({"prompt": "w1", "suffix": "w2"}, "unsupported_parameter", "suffix"),
         ({"prompt": "w1", "logprobs": 0}, "unsupported_parameter", "logprobs"),
@@ -502,7 +502,7 @@ def test_a_completion_asked_wrongly_is_refused(
         ({"messages": [{"role": "user", "content": None}]}, "invalid_request", "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "invalid_request", "messages.0.content"),
         ({"messages": [*USER, {"role": "user", "content": "w1", "tool_calls": [1]}]}, None, "messages.1.tool_calls"),
-        ({"messages": [{"role": "user", "content": "w1 " * 37}]}, "context_length_exceeded", None),
+        ({"messages": [{"role": "user", "content": "w1 " * 37}]}, "context_length_exceeded", "messages"),
         ({"messages": [{"role": "user", "content": "w" * 400}]}, "context_length_exceeded", "messages"),
         ({"messages": USER, "logprobs": True}, None, "logprobs"),
         ({"messages": USER, "top_logprobs": 3}, None, "top_logprobs"),
@@ -547,7 +547,7 @@ def test_what_changes_nothing_is_taken(asking: Asking) -> None:
 
 def test_a_prompt_without_a_token_is_refused(plain: Asking) -> None:
     message = assert_error(plain.post(COMPLETIONS, prompt=["w1", ""]), 400, "invalid_request", "prompt")
-    assert "prompt 1" in message
+    assert "Input 1 has no tokens" in message
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -73,7 +74,8 @@ async def asked_to_complete(engine: Engine, body: CompletionIn, settings: Settin
     _check_choices(len(prompts), body, settings)
     decodings = _decodings(body, "max_tokens", body.max_tokens, COMPLETION_TOKENS, settings)
     view = _view(engine, body)
-    encodings = await _encodings(engine, model, prompts, settings)
+    with _about("prompt"):
+        encodings = await _encodings(engine, model, prompts, settings)
     return Asked(_not_empty(encodings, "prompt"), decodings, view, _remembered(body))
 
 
@@ -88,7 +90,8 @@ async def asked_to_chat(engine: Engine, body: ChatIn, settings: Settings) -> Ask
     decodings = _decodings(body, name, wanted, settings.max_new_tokens, settings)
     view = _view(engine, body)
     prompt = _rendered(model, body.messages, settings)
-    encodings = _not_empty(await engine.encode([prompt]), "messages")
+    with _about("messages"):
+        encodings = await engine.encode([prompt])
     return Asked(encodings, decodings, view, _remembered(body), prompt)
 
 
@@ -103,6 +106,17 @@ def _rendered(model: Generator, messages: Sequence[Message], settings: Settings)
         why = f"The messages make a prompt of {len(prompt)} characters; at most {at_most} are read."
         raise Unprocessable(why, code="context_length_exceeded", param="messages")
     return prompt
+
+
+@contextmanager
+def _about(param: str) -> Iterator[None]:
+    """Let what is refused name the parameter that it is about, unless it names the place itself."""
+    try:
+        yield
+    except Unprocessable as error:
+        if "errors" not in error.members:
+            error.members.setdefault("param", param)
+        raise
 
 
 async def _encodings(engine: Engine, model: Generator, prompts: Sequence[Prompt], settings: Settings) -> list[Encoding]:
