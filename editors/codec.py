@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -20,9 +20,12 @@ from editors.errors import CorruptPatch, ForeignPatch
 from editors.types import Editor, Header, Patch, Reading, Rows
 
 FORMAT = "errata-patch/1"
-ROWS_FORMAT = "errata-rows/2"
+ROWS_FORMAT = "errata-rows/3"
+ROWS_WITHOUT_KEYS = "errata-rows/2"
 ROWS_WITHOUT_LENGTHS = "errata-rows/1"
-"""The former format, still read: every row is a text of its own."""
+"""The former formats, still read; in the first every row is a text of its own."""
+_KEYS = "keys "
+"""What the names of tensors that hold keys begin with; then comes the site's."""
 _ENTRY = "errata"
 """The one metadata entry: safetensors does not keep the order of several, so the bytes would not be repeatable."""
 
@@ -42,22 +45,27 @@ def encode_rows(reading: Reading) -> bytes:
     """Activations of an edit as safetensors bytes."""
     rows, lengths = reading.rows, torch.tensor(reading.lengths, dtype=torch.int64)
     tensors = {"queries": rows.queries, "residuals": rows.residuals, "labels": rows.labels, "lengths": lengths}
+    tensors |= {_KEYS + site: keys for site, keys in reading.keys.items()}
     return _pack(tensors, {"format": ROWS_FORMAT})
 
 
 def decode_rows(data: bytes) -> Reading:
     """The reading that `encode_rows` made these bytes of. Raises CorruptPatch."""
-    tensors, described = _unpack(data, ROWS_FORMAT, ROWS_WITHOUT_LENGTHS)
-    names = {"queries", "residuals", "labels"} | ({"lengths"} if described["format"] == ROWS_FORMAT else set())
-    if tensors.keys() != names:
-        raise CorruptPatch(f"The stored rows hold the tensors {', '.join(sorted(tensors))}.")
+    tensors, described = _unpack(data, ROWS_FORMAT, ROWS_WITHOUT_KEYS, ROWS_WITHOUT_LENGTHS)
+    keys = {name.removeprefix(_KEYS): tensors.pop(name) for name in list(tensors) if name.startswith(_KEYS)}
+    names = {"queries", "residuals", "labels"} | ({"lengths"} if described["format"] != ROWS_WITHOUT_LENGTHS else set())
+    if tensors.keys() != names or (keys and described["format"] != ROWS_FORMAT):
+        raise CorruptPatch(f"The stored rows hold the tensors {', '.join(sorted([*tensors, *keys]))}.")
     lengths = tensors.pop("lengths", torch.ones(tensors["labels"].shape, dtype=torch.int64))
     count = _count(tensors)
     if lengths.dim() != 1 or lengths.dtype != torch.int64 or min(lengths.tolist(), default=1) < 1:
         raise CorruptPatch(f"The stored rows give their texts the lengths {lengths.tolist()}; each has at least 1 row.")
     if (total := sum(lengths.tolist())) != count:
         raise CorruptPatch(f"The stored rows are {count}, but the lengths of their texts add up to {total}.")
-    return Reading(Rows(**tensors), tuple(lengths.tolist()))
+    for site, tensor in keys.items():
+        if tensor.dim() != 2 or len(tensor) != len(lengths):
+            raise CorruptPatch(f"The stored keys at {site} are {tuple(tensor.shape)}; there are {len(lengths)} texts.")
+    return Reading(Rows(**tensors), tuple(lengths.tolist()), keys)
 
 
 def _count(tensors: Mapping[str, Tensor]) -> int:
@@ -74,11 +82,14 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def check(patch: Patch, *, base: str, site: str, dtype: str, editor: Editor) -> None:
-    """Raise ForeignPatch unless the patch was made by this editor for these weights, this site and this dtype."""
-    here = Header(editor.name, editor.version, base, site, dtype)
+def check(patch: Patch, *, base: str, sites: Container[str], dtype: str, editor: Editor) -> None:
+    """Raise ForeignPatch unless the patch was made by this editor for these weights, one of the sites, this dtype."""
+    header = patch.header
+    if header.site not in sites:
+        raise ForeignPatch(f"The patch was made for the site {header.site!r}; this model has none of that name.")
+    here = Header(editor.name, editor.version, base, header.site, dtype)
     for field in fields(Header):
-        theirs, ours = getattr(patch.header, field.name), getattr(here, field.name)
+        theirs, ours = getattr(header, field.name), getattr(here, field.name)
         if theirs != ours:
             noun = field.name.replace("_", " ")
             raise ForeignPatch(f"The patch was made for the {noun} {theirs!r}; here it is {ours!r}.")

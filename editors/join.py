@@ -6,7 +6,6 @@ of it. `Join.readout` runs the model's own forward with a stand-in for its stack
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from editors.errors import UnsupportedModel
+from editors.layers import Sites, find_sites_of_layers
+from editors.shell import StandIn, with_layers
 from editors.site import Site, find_sites, kind, trace
+from editors.visit import Layers, Visit
 
 Transform = Callable[[Tensor, Tensor], Tensor]
 """From (queries, residuals), both (n, hidden), to the residuals that the norm shall receive."""
@@ -50,12 +52,15 @@ class Join:
 
     def __init__(self, model: nn.Module, site: Site, inputs: Mapping[str, Tensor]) -> None:
         self.site = site
+        self.sites: Sites = find_sites_of_layers(model, inputs, site)
+        self.model = model
+        self._layers = Layers(model)
         self._passes: ContextVar[Pass | None] = ContextVar("pass", default=None)
         layers = model.get_submodule(site.stack)
         assert isinstance(layers, nn.ModuleList)
         self._norm = model.get_submodule(site.joins)
         self._entrance = _Entrance(layers[-1], self._norm if site.post_norm else nn.Identity(), site.layer_returns)
-        self._tail = _with_stack(model, site.stack, self._entrance)
+        self._tail = with_layers(model, site.stack, [self._entrance])
         self._head: nn.Module | None = None  # where norm and this module are all there is
         self._two_sided = "decoder_input_ids" in inputs
         self._device = next(model.parameters()).device
@@ -88,6 +93,7 @@ class Join:
         """Let go of the model: it runs as if it had never been opened."""
         for hook in self._hooks:
             hook.remove()
+        self._layers.close()
 
     def _prove(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
         call = self._everywhere(inputs)
@@ -128,11 +134,15 @@ class Join:
         return Pass.at(self.positions(inputs["attention_mask"]))
 
     @contextmanager
-    def during(self, call: Pass) -> Iterator[Pass]:
-        """Let `call` see, and transform, what the forward passes inside the block compute."""
+    def during(self, call: Pass, visit: Visit | None = None) -> Iterator[Pass]:
+        """Let `call` see, and transform, what the forward passes inside the block compute; all of one batch.
+
+        visit: what happens to the batch at inner layers.
+        """
         token = self._passes.set(call)
         try:
-            yield call
+            with self._layers.during(visit):
+                yield call
         finally:
             self._passes.reset(token)
 
@@ -180,22 +190,14 @@ class Join:
         return (entering, *args[1:])
 
 
-class _Entrance(nn.Module):
+class _Entrance(StandIn):
     """Stands in for the whole stack of layers: whatever comes in, the admitted residuals go out, normed."""
 
     def __init__(self, layer: nn.Module, norm: nn.Module, returns: int) -> None:
-        super().__init__()
-        self._layer = (layer,)  # in a tuple, so that it does not become a part of this module
+        super().__init__(layer)
         self.norm = norm
         self.returns = returns
         self._residuals: ContextVar[Tensor] = ContextVar("residuals")
-
-    def __getattr__(self, name: str) -> Any:
-        """What a model reads off its layers, such as ModernBERT's `attention_type`, is the last layer's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._layer[0], name)
 
     @contextmanager
     def admitting(self, residuals: Tensor) -> Iterator[None]:
@@ -210,23 +212,3 @@ class _Entrance(nn.Module):
         if self.returns == 0:
             return hidden_states  # type: ignore[no-any-return]
         return (hidden_states, *(None,) * (self.returns - 1))
-
-
-def _with_stack(model: nn.Module, stack: str, layer: nn.Module) -> nn.Module:
-    """`model` with `layer` as its only layer: shares every parameter, changes nothing of the original."""
-    shell = _shell(model)
-    owner = shell
-    *parents, name = stack.split(".")
-    for parent in parents:
-        child = _shell(owner.get_submodule(parent))
-        owner.add_module(parent, child)
-        owner = child
-    owner.add_module(name, nn.ModuleList([layer]))
-    return shell
-
-
-def _shell(module: nn.Module) -> nn.Module:
-    """A shallow copy of `module` whose children can be replaced without touching the original's."""
-    shell = copy.copy(module)
-    shell._modules = dict(module._modules)
-    return shell

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from editors.codebook import Grace
 from editors.errors import UnknownEditor
+from editors.layers import Family
 from editors.neuron import TransformerPatcher
 from editors.options import build
 from editors.types import Editor
@@ -14,7 +16,7 @@ from editors.types import Editor
 
 def editors() -> Mapping[str, Editor]:
     """Every editor of this version, by its name."""
-    every: tuple[Editor, ...] = (TransformerPatcher(),)
+    every: tuple[Editor, ...] = (TransformerPatcher(), Grace())
     return MappingProxyType({editor.name: editor for editor in every})
 
 
@@ -26,9 +28,9 @@ def editor_named(name: str, among: Mapping[str, Editor]) -> Editor:
         raise UnknownEditor(f"There is no editor {name!r}; there are: {', '.join(sorted(among))}.") from None
 
 
-def options_of(editor: Editor, given: Mapping[str, Any], *, generation: bool = False) -> Any:
+def options_of(editor: Editor, given: Mapping[str, Any], family: Family = "encoder") -> Any:
     """The editor's options with the values `given`. Raises BadOptions for unknown names and bad values.
 
-    generation: for a model that writes, where other defaults may be better.
+    family: of the model, for which other defaults may be better.
     """
-    return build(editor.options, {**editor.defaults(generation=generation), **given})
+    return build(editor.options, {**editor.defaults(family), **given})

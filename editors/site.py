@@ -52,7 +52,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class Call:
     name: str
     module: nn.Module
     width_in: int
@@ -109,14 +109,14 @@ def kind(model: nn.Module) -> str:
     return type(model).__name__
 
 
-def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[_Call]:
+def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Call]:
     """Every parameterised leaf that maps (..., in) to (..., out), in the order of execution."""
-    calls: list[_Call] = []
+    calls: list[Call] = []
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].is_floating_point():
-                calls.append(_Call(name, module, args[0].shape[-1], output.shape[-1], args[0].dim()))
+                calls.append(Call(name, module, args[0].shape[-1], output.shape[-1], args[0].dim()))
 
         return hook
 
@@ -131,7 +131,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[_Call]:
     return calls
 
 
-def _last(calls: list[_Call], wanted: Callable[[_Call], bool]) -> int | None:
+def _last(calls: list[Call], wanted: Callable[[Call], bool]) -> int | None:
     return next((index for index in reversed(range(len(calls))) if wanted(calls[index])), None)
 
 
@@ -146,7 +146,7 @@ def _layer_list(model: nn.Module, name: str) -> str | None:
     return None
 
 
-def _is_norm(call: _Call, hidden: int) -> bool:
+def _is_norm(call: Call, hidden: int) -> bool:
     shapes = {tuple(parameter.shape) for parameter in call.module.parameters(recurse=False)}
     return call.dimensions == 3 and call.width_in == call.width_out == hidden and shapes == {(hidden,)}
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from editors.errors import NotFinite
+from editors.inside import Inside
+from editors.layers import Family, LayerSite, Sites
 from editors.moments import Moments
+from editors.site import Site
+from editors.visit import Found, Visit
 
 Readout = Callable[[Tensor], Tensor]
 """From the input of the last norm, at positions the head reads, to logits: (n, hidden) -> (n, labels).
@@ -99,9 +103,12 @@ class Reading:
     rows: Rows
     lengths: tuple[int, ...]
     """How many rows each text has: 1 each for a classifier."""
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name of a layer site the keys of the texts there, (texts, hidden); of the sites that they were taken at."""
 
     def __post_init__(self) -> None:
         assert sum(self.lengths) == len(self.rows), "lengths that do not add up"
+        assert all(len(keys) == len(self.lengths) for keys in self.keys.values()), "keys of other texts"
 
     def __len__(self) -> int:
         """The number of texts."""
@@ -122,7 +129,15 @@ class Reading:
 
     def to(self, device: torch.device) -> Reading:
         """The same on `device`."""
-        return Reading(self.rows.to(device), self.lengths)
+        return Reading(self.rows.to(device), self.lengths, {name: keys.to(device) for name, keys in self.keys.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Keys of texts that must stay as they are. differ: (n,) bool, which of them want another answer than the edit."""
+
+    keys: Tensor  # (n, hidden)
+    differ: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +154,8 @@ class Problem:
     moments: of the memory, or of the part of it that does not change from edit to edit; computed from
         the memory when None, which for 40,000 rows takes longer than the fit.
     readout: from residuals to logits. seed: makes the fit repeatable.
+    inside: the texts of the edit at the layer site that the editor has chosen, and keys of others there, in parts;
+        for an editor whose site is the last feed-forward layer there is none.
     """
 
     edit: Rows
@@ -147,6 +164,8 @@ class Problem:
     readout: Readout
     seed: int = 0
     moments: Moments | None = None
+    inside: Inside | None = None
+    remembered: Sequence[Remembered] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,20 +201,21 @@ class Firing:
     strengths: Tensor  # (pairs,) float32
 
 
-class Overlay(Protocol):
-    """Patches compiled into something that runs beside the model. Immutable for its readers.
+@runtime_checkable
+class Adding(Protocol):
+    """Patches compiled into something that adds to the residuals behind the last feed-forward layer.
 
-    Patches are numbered from 0 in ledger order, whether they are live or not; which of them apply
-    to a row belongs to the call.
+    Immutable for its readers. Patches are numbered from 0 in ledger order, whether they are live or not; which of them
+    apply to a row belongs to the call.
     """
 
     def __len__(self) -> int:
         """The number of patches."""
 
-    def extend(self, patches: Sequence[Patch]) -> Overlay:
+    def extend(self, patches: Sequence[Patch]) -> Adding:
         """An overlay with `patches` after the present ones. This one goes on serving unchanged."""
 
-    def pick(self, numbers: Sequence[int]) -> Overlay:
+    def pick(self, numbers: Sequence[int]) -> Adding:
         """An overlay of these patches alone, ascending, numbered anew from 0."""
 
     def apply(self, queries: Tensor, residuals: Tensor, alive: Tensor, view: Tensor) -> tuple[Tensor, Firing]:
@@ -206,6 +226,42 @@ class Overlay(Protocol):
         """
 
 
+@runtime_checkable
+class Replacing(Protocol):
+    """Patches compiled into something that replaces what an inner layer gives, where the key of a request finds one.
+
+    Immutable and numbered as `Adding` is. Which patch a key finds depends on the patches that are alive alone.
+    """
+
+    def __len__(self) -> int:
+        """The number of patches."""
+
+    def extend(self, patches: Sequence[Patch]) -> Replacing:
+        """An overlay with `patches` after the present ones. This one goes on serving unchanged."""
+
+    def pick(self, numbers: Sequence[int]) -> Replacing:
+        """An overlay of these patches alone, ascending, numbered anew from 0."""
+
+    def find(self, keys: Tensor, alive: Tensor, view: Tensor) -> Found | None:
+        """What each key finds, at most one patch each: (n, hidden). alive and view as for `Adding`. None: nothing."""
+
+    def reached_by(self, keys: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """The keys that may find something else when other patches are alive: (n, hidden) -> (k,) int64, ascending.
+
+        before, after: (patches,) bool. No other key finds anything else.
+        """
+
+
+class Acting(Protocol):
+    """What overlays do to one batch, in every pass that it takes."""
+
+    def visit(self, given: Tensor) -> Visit | None:
+        """What happens at inner layers; None if nothing can. given: (batch, width) bool, the tokens of the input."""
+
+    def __call__(self, queries: Tensor, residuals: Tensor) -> Tensor:
+        """The residuals that the last norm receives: (n, hidden) each."""
+
+
 class Editor(Protocol):
     """A method that fits a patch to an edit."""
 
@@ -214,11 +270,14 @@ class Editor(Protocol):
     options: ClassVar[type[Any]]
     """A frozen dataclass of the editor's options, every one with a default and Annotated bounds."""
 
-    def defaults(self, *, generation: bool) -> Mapping[str, Any]:
-        """Defaults that are other than the dataclass's, for models that write or for classifiers."""
+    def defaults(self, family: Family) -> Mapping[str, Any]:
+        """Defaults that are other than the dataclass's, for a family of models."""
+
+    def site(self, sites: Sites, options: Any) -> Site | LayerSite:
+        """Where a patch made with these options meets a model. Raises BadOptions for a place that it does not have."""
 
     def fit(self, problem: Problem, options: Any) -> Fit:
         """Learn the patch's tensors, one step at a time. Raises FitFailed with the reason."""
 
-    def overlay(self, hidden: int, device: torch.device) -> Overlay:
+    def overlay(self, hidden: int, device: torch.device) -> Adding | Replacing:
         """An overlay without patches, for a model of that width on that device."""

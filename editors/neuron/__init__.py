@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 
 from editors.errors import NotFinite
+from editors.layers import WRITERS, Family, Sites
 from editors.neuron import closed_form, gradient
 from editors.neuron.bank import NeuronBank
 from editors.neuron.options import GENERATION, Options
+from editors.site import Site
 from editors.types import Fit, Problem
 
 __all__ = ["NeuronBank", "Options", "TransformerPatcher"]
@@ -23,9 +25,13 @@ class TransformerPatcher:
     version: ClassVar[int] = 1
     options: ClassVar[type[Options]] = Options
 
-    def defaults(self, *, generation: bool) -> Mapping[str, Any]:
+    def defaults(self, family: Family) -> Mapping[str, Any]:
         """Options that are not the dataclass's own."""
-        return GENERATION if generation else {}
+        return GENERATION if family in WRITERS else {}
+
+    def site(self, sites: Sites, options: Options) -> Site:
+        """Behind the last feed-forward layer."""
+        return sites.last
 
     def fit(self, problem: Problem, options: Options) -> Fit:
         """Learn the neurons of one edit. Raises FitFailed, and NotFinite for NaN or infinity in the problem."""

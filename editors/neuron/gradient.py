@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from editors.errors import NotFinite
+from editors.leads import leads
 from editors.neuron.activations import Activation, activate
 from editors.neuron.losses import all_losses, memory_losses, total
-from editors.neuron.neurons import Neuron, leads
+from editors.neuron.neurons import Neuron
 from editors.neuron.options import Options
 from editors.neuron.rounds import Trained, fit_in_rounds
 from editors.types import Fit, Problem, Readout, Rows, Step

@@ -46,13 +46,6 @@ def tensors_of(neurons: Sequence[Neuron]) -> dict[str, Tensor]:
     return tensors
 
 
-def leads(logits: Tensor, labels: Tensor) -> Tensor:
-    """By how much the wanted logit exceeds the largest other: (n, labels), (n,) -> (n,). Differentiable."""
-    wanted = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    others = logits.scatter(-1, labels.unsqueeze(-1), -torch.inf)
-    return wanted - others.amax(-1)
-
-
 def with_neurons(rows: Rows, neurons: Sequence[Neuron]) -> Rows:
     """The rows with what the neurons add to their residuals, one after the other."""
     residuals = rows.residuals

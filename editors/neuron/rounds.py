@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from editors.errors import FitFailed
-from editors.neuron.neurons import Neuron, leads, tensors_of, with_neurons
+from editors.leads import leads
+from editors.neuron.neurons import Neuron, tensors_of, with_neurons
 from editors.types import Fit, Fitted, Problem, Rows, Step
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editors.neuron.neurons import leads
+from editors.leads import leads
 from editors.types import Readout, Rows, Step
 
 STEPS_WITHOUT_GAIN = 10

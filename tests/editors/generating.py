@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editors.inside import Fed
 from editors.join import Join, Pass, Transform
-from tests.editors.tiny import END, WORDS, Answers, Seen, batch
+from tests.editors.tiny import END, WORDS, Answers, Seen, batch, visit_of
 
 MOST_TOKENS = 6
 
@@ -22,6 +23,12 @@ class TinyGenerator:
         inputs, _ = feeding(self.model, [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, END]] * 2)
         self.join = Join.open(self.model, inputs)
 
+    def fed(self, texts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], side: str = "right") -> Fed:
+        inputs, mask = feeding(self.model, texts, answers, side)
+        rows, columns = mask.nonzero(as_tuple=True)
+        labels = torch.tensor([token for answer in answers for token in answer])
+        return Fed(inputs, given_of(texts, inputs["attention_mask"]), rows, columns, labels)
+
     @torch.no_grad()
     def forward(
         self,
@@ -30,9 +37,9 @@ class TinyGenerator:
         transform: Transform | None = None,
         side: str = "right",
     ) -> Seen:
-        inputs, mask = feeding(self.model, texts, answers, side)
-        with self.join.during(Pass.where(mask, transform)) as call:
-            logits = self.model(**inputs).logits[mask]
+        fed = self.fed(texts, answers, side)
+        with self.join.during(Pass(fed.rows, fed.columns, transform), visit_of(transform, fed.given)) as call:
+            logits = self.model(**fed.inputs).logits[fed.rows, fed.columns]
         assert call.queries is not None
         assert call.residuals is not None
         return Seen(logits, call.queries, call.residuals, tuple(map(len, answers)))
@@ -40,7 +47,8 @@ class TinyGenerator:
     def answer(
         self, texts: Sequence[Sequence[int]], transform: Transform | None = None, *, cached: bool = True
     ) -> Answers:
-        with self.join.during(Pass.at(torch.full((len(texts),), -1), transform)):
+        given = batch(texts, padded(self.model))["attention_mask"].bool()
+        with self.join.during(Pass.at(torch.full((len(texts),), -1), transform), visit_of(transform, given)):
             return generate(self.model, texts, cached=cached)
 
     def another(self, text: Sequence[int], answer: Sequence[int]) -> list[int]:
@@ -68,11 +76,22 @@ def feeding(
     return inputs, inputs["attention_mask"].bool() & (places >= firsts)
 
 
+def given_of(texts: Sequence[Sequence[int]], attention_mask: Tensor) -> Tensor:
+    """Which columns are tokens of the texts, not of answers behind them: (batch, width) bool."""
+    lengths = torch.tensor([[len(text)] for text in texts])
+    return attention_mask.bool() & (attention_mask.cumsum(-1) <= lengths)
+
+
+def padded(model: Any) -> str:
+    """The side on which texts are padded before a model goes on by itself."""
+    return "right" if model.config.is_encoder_decoder else "left"
+
+
 @torch.no_grad()
 def generate(model: Any, texts: Sequence[Sequence[int]], *, cached: bool = True) -> Answers:
     """What transformers' greedy generation gives: prompts padded on the left, the texts of an encoder on the right."""
     two_sided = model.config.is_encoder_decoder
-    inputs = batch(texts, "right" if two_sided else "left")
+    inputs = batch(texts, padded(model))
     output = model.generate(
         **inputs,
         do_sample=False,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from editors.neuron import NeuronBank, TransformerPatcher
-from editors.neuron.bank import _tree_sum
+from editors.summing import tree_sum
 from editors.types import Patch
 from tests.editors.editing import CPU, alive_but, all_alive, header
 
@@ -199,7 +199,7 @@ def test_growing_by_one_copies_the_storage_only_now_and_then() -> None:
     bank, storages = NeuronBank.empty(HIDDEN, CPU), set()
     for seed in range(100):
         bank = bank.extend([patch(seed)])
-        storages.add(bank._storage.keys.data_ptr())
+        storages.add(bank._columns["keys"].data_ptr())
     assert len(storages) <= 5
 
 
@@ -255,7 +255,7 @@ def test_residuals_keep_their_dtype(dtype: torch.dtype) -> None:
 @settings(max_examples=40, deadline=None)
 def test_the_tree_sum_is_the_sum(width: int, count: int) -> None:
     terms = random(count, width, seed=width).double()
-    torch.testing.assert_close(_tree_sum(terms), terms.sum(-1))
+    torch.testing.assert_close(tree_sum(terms), terms.sum(-1))
 
 
 @pytest.mark.gpu

@@ -100,7 +100,7 @@ def test_a_later_format_is_refused_by_its_name() -> None:
 
 
 def test_rows_are_not_taken_for_a_patch() -> None:
-    with pytest.raises(CorruptPatch, match="'errata-rows/2'"):
+    with pytest.raises(CorruptPatch, match="'errata-rows/3'"):
         codec.decode(codec.encode_rows(reading()))
 
 
@@ -116,14 +116,15 @@ def test_the_address_is_the_sha256_of_the_bytes() -> None:
 
 
 def test_a_patch_made_for_this_place_is_accepted() -> None:
-    codec.check(patch(), base="sha256:0", site="norm@first", dtype="float32", editor=TransformerPatcher())
+    sites = {"norm@first", "layer@mean"}
+    codec.check(patch(), base="sha256:0", sites=sites, dtype="float32", editor=TransformerPatcher())
 
 
 @pytest.mark.parametrize(
     ("changed", "theirs", "ours"),
     [
         ({"base": "sha256:9"}, "sha256:9", "sha256:0"),
-        ({"site": "norm@last"}, "norm@last", "norm@first"),
+        ({"site": "norm@last"}, "norm@last", "none of that name"),
         ({"dtype": "bfloat16"}, "bfloat16", "float32"),
         ({"editor": "codebook"}, "codebook", "transformer-patcher"),
         ({"editor_version": 2}, "2", "1"),
@@ -132,7 +133,7 @@ def test_a_patch_made_for_this_place_is_accepted() -> None:
 def test_a_foreign_patch_is_refused_naming_both_values(changed: dict[str, object], theirs: str, ours: str) -> None:
     foreign = replace(patch(), header=replace(HEADER, **changed))
     with pytest.raises(ForeignPatch) as refusal:
-        codec.check(foreign, base="sha256:0", site="norm@first", dtype="float32", editor=TransformerPatcher())
+        codec.check(foreign, base="sha256:0", sites={"norm@first"}, dtype="float32", editor=TransformerPatcher())
     assert theirs in str(refusal.value)
     assert ours in str(refusal.value)
 
@@ -155,6 +156,33 @@ def test_rows_survive_their_bytes() -> None:
     assert torch.equal(loaded.rows.queries, reading().rows.queries)
     assert torch.equal(loaded.rows.residuals, reading().rows.residuals)
     assert torch.equal(loaded.rows.labels, reading().rows.labels)
+    assert loaded.lengths == (1, 2)
+
+
+def keyed() -> Reading:
+    """The two texts with their keys at two sites."""
+    keys = torch.randn(2, 2, 6, generator=torch.Generator().manual_seed(1))
+    return replace(reading(), keys={"up@mean -> down": keys[0], "up@last -> down": keys[1]})
+
+
+def test_keys_survive_their_bytes_with_the_names_of_their_sites() -> None:
+    loaded = codec.decode_rows(codec.encode_rows(keyed()))
+    assert loaded.keys.keys() == keyed().keys.keys()
+    assert all(torch.equal(loaded.keys[site], keys) for site, keys in keyed().keys.items())
+    assert loaded.lengths == (1, 2)
+    assert codec.encode_rows(loaded) == codec.encode_rows(keyed())
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (1, 6), (2,), ()])
+def test_keys_of_another_number_of_texts_are_refused_naming_the_site(shape: tuple[int, ...]) -> None:
+    keys: dict[str, Tensor] = {"keys up@mean": torch.zeros(shape), "lengths": torch.tensor([1, 2])}
+    with pytest.raises(CorruptPatch, match=r"keys at up@mean are .*; there are 2 texts"):
+        codec.decode_rows(stored_rows("errata-rows/3", **keys))
+
+
+def test_rows_stored_before_there_were_keys_have_none() -> None:
+    loaded = codec.decode_rows(stored_rows("errata-rows/2", lengths=torch.tensor([1, 2])))
+    assert dict(loaded.keys) == {}
     assert loaded.lengths == (1, 2)
 
 
@@ -196,9 +224,9 @@ def test_of_rows_stored_without_lengths_each_is_a_text_of_its_own() -> None:
         pytest.param({"labels": torch.tensor(4)}, id="scalar label"),
     ],
 )
-@pytest.mark.parametrize("form", ["errata-rows/1", "errata-rows/2"])
+@pytest.mark.parametrize("form", ["errata-rows/1", "errata-rows/2", "errata-rows/3"])
 def test_rows_of_unequal_number_are_refused(form: str, changed: dict[str, Tensor]) -> None:
-    lengths = {"lengths": torch.tensor([1, 2])} if form == "errata-rows/2" else {}
+    lengths = {} if form == "errata-rows/1" else {"lengths": torch.tensor([1, 2])}
     with pytest.raises(CorruptPatch, match="of unequal number"):
         codec.decode_rows(stored_rows(form, **lengths, **changed))
 
@@ -223,7 +251,13 @@ def test_lengths_that_cannot_be_are_refused(lengths: Tensor, sentence: str) -> N
 @pytest.mark.parametrize(
     ("form", "changed"),
     [
-        pytest.param("errata-rows/2", {}, id="no lengths"),
+        pytest.param("errata-rows/3", {}, id="no lengths"),
+        pytest.param("errata-rows/2", {}, id="no lengths in the former format"),
+        pytest.param(
+            "errata-rows/2",
+            {"lengths": torch.tensor([3]), "keys up": torch.zeros(1, 6)},
+            id="keys too early",
+        ),
         pytest.param("errata-rows/2", {"lengths": torch.tensor([3]), "more": torch.zeros(3)}, id="one too many"),
         pytest.param("errata-rows/1", {"lengths": torch.tensor([3])}, id="lengths in the former format"),
     ],

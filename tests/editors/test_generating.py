@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from editors.composition import Composition
 from editors.join import Pass
-from editors.types import Overlay, Patch
+from editors.types import Patch
 from tests.editors.editing import (
-    CASES,
+    PATCHER,
     History,
     acting,
     answers,
@@ -53,21 +54,21 @@ def same_bits(one: Answers, other: Answers) -> bool:
     return one.tokens == other.tokens and torch.equal(one.logits, other.logits)
 
 
-def neuron(family: str, *, bias: float) -> Overlay:
+def neuron(family: str, *, bias: float) -> Composition:
     """One neuron that has the same strength, the bias if that is positive, wherever it is asked."""
-    case, width = CASES["closed-form"], tiny(family).join.site.hidden
+    width = tiny(family).join.site.hidden
     tensors = {
         "keys": torch.zeros(1, width),
         "biases": torch.tensor([bias]),
         "values": torch.randn(1, width, generator=torch.Generator().manual_seed(0)) * 10,
         "activations": torch.zeros(1, dtype=torch.uint8),
     }
-    return empty(case, tiny(family)).extend([Patch(header(case.editor), tensors)])
+    return empty(tiny(family)).extend([Patch(header(PATCHER.editor), tensors)])
 
 
 def test_without_patches_generation_is_that_of_the_model_before_it_was_opened(family: str) -> None:
     bare = generate(unopened(family), PROBES)
-    opened = answers(tiny(family), empty(CASES["closed-form"], tiny(family)), PROBES)
+    opened = answers(tiny(family), empty(tiny(family)), PROBES)
     assert same_bits(opened, bare)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from editors.errors import FitFailed
+from editors.layers import Family
 from editors.moments import Moments
 from editors.neuron import NeuronBank, Options, TransformerPatcher
 from editors.neuron.closed_form import NEAR
@@ -193,9 +194,12 @@ def test_a_target_that_is_right_already_gets_a_neuron_at_its_weakest_position() 
     assert int(strengths(fitted, edit.queries).squeeze(-1).argmax()) == int((best - second).argmin())
 
 
-@pytest.mark.parametrize(("generation", "weight"), [(True, 10.0), (False, 5.0)])
-def test_the_weight_of_the_memory_is_the_papers_for_the_task(generation: bool, weight: float) -> None:
-    options = options_of(EDITOR, {"fit": "gradient"}, generation=generation)
+@pytest.mark.parametrize(
+    ("family", "weight"),
+    [("encoder", 5.0), ("decoder-classifier", 5.0), ("encoder-decoder", 10.0), ("decoder", 10.0)],
+)
+def test_the_weight_of_the_memory_is_the_papers_for_the_task(family: Family, weight: float) -> None:
+    options = options_of(EDITOR, {"fit": "gradient"}, family)
     first = next(iter(EDITOR.fit(problem(target(2, [0])), options)))
     losses = first.losses
     spared = losses["memory_1"] + losses["memory_2"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from editors.errors import UnsupportedModel
 from editors.join import Join, Pass
-from tests.editors.editing import CASES, acting, anew, apply, empty, learn, mistake, problem, read, tiny
+from tests.editors.editing import PATCHER, acting, anew, apply, empty, known, learn, mistake, problem, read, tiny
 from tests.editors.generating import feeding
 from tests.editors.tiny import ENCODER, FAMILIES, GENERATORS, batch, build, texts
 
@@ -37,11 +37,11 @@ def test_the_readout_of_one_row_equals_the_full_model_but_for_the_last_bits(fami
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_readout_of_patched_residuals_equals_the_patched_full_model_bit_for_bit(family: str) -> None:
-    model, case = tiny(family), CASES["closed-form"]
+    model = tiny(family)
     fed = model.answer(PROBES).tokens
-    fed[0] = mistake(model, empty(case, model), PROBES[0])
-    one = problem(model, empty(case, model), PROBES[0], fed[0], [read(model, texts(60, seed=1)).rows])
-    overlay = empty(case, model).extend([learn(case, one)])
+    fed[0] = mistake(PATCHER, model, empty(model), PROBES[0])
+    one = problem(PATCHER, model, empty(model), PROBES[0], fed[0], [known(model, texts(60, seed=1))])
+    overlay = empty(model).extend([learn(PATCHER, model, one)])
     reading = read(model, PROBES, fed)
     patched, firing = apply(overlay, reading.rows)
     assert 0 in reading.owners()[firing.rows]

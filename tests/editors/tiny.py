@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from editors.composition import Composition
+from editors.inside import Fed
 from editors.join import Join, Pass, Transform
+from editors.visit import Visit
 
 LABELS = 5
 VOCABULARY = 100
@@ -129,11 +132,48 @@ class Answers:
     tokens: list[list[int]]
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a composition does to batches; see `editors.types.Acting`."""
+
+    composition: Composition
+    alive: Tensor  # (views, patches) bool
+    view: Tensor | None = None
+    """The view of each text of a batch, (batch,); None: the first one of all."""
+
+    def visit(self, given: Tensor) -> Visit | None:
+        """What happens to one batch at inner layers."""
+        looks = self.composition.looks(self.alive, self._view(len(given)))
+        return Visit(given, looks) if looks else None
+
+    def __call__(self, queries: Tensor, residuals: Tensor) -> Tensor:
+        """What happens behind the last layer."""
+        return self.composition.apply(queries, residuals, self.alive, self._view(len(queries)))[0]
+
+    def _view(self, rows: int) -> Tensor:
+        return torch.zeros(rows, dtype=torch.int64) if self.view is None else self.view
+
+
+@runtime_checkable
+class Visiting(Protocol):
+    """A transform that also does something at inner layers."""
+
+    def visit(self, given: Tensor) -> Visit | None: ...
+
+
+def visit_of(acting: Transform | None, given: Tensor) -> Visit | None:
+    """The visit of one batch; a mere transform does nothing at inner layers."""
+    return acting.visit(given) if isinstance(acting, Visiting) else None
+
+
 class Tiny(Protocol):
     """A tiny model with its site opened, that takes texts as lists of token ids."""
 
     model: nn.Module
     join: Join
+
+    def fed(self, texts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], side: str = "right") -> Fed:
+        """A batch of texts, a generating model's with answers to read, padded on one side."""
 
     def forward(
         self,
@@ -160,6 +200,12 @@ class TinyClassifier:
         self.model = model.eval().requires_grad_(False)
         self.join = Join.open(self.model, batch([[5, 6, 7], [8, 9, 10, 11, 12]]))
 
+    def fed(self, texts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], side: str = "right") -> Fed:
+        inputs = batch(texts, side)
+        labels = torch.tensor([label for answer in answers for label in answer], dtype=torch.int64)
+        positions = self.join.positions(inputs["attention_mask"])
+        return Fed(inputs, inputs["attention_mask"].bool(), torch.arange(len(texts)), positions, labels)
+
     @torch.no_grad()
     def forward(
         self,
@@ -168,9 +214,9 @@ class TinyClassifier:
         transform: Transform | None = None,
         side: str = "right",
     ) -> Seen:
-        inputs = batch(texts, side)
-        with self.join.during(Pass.at(self.join.positions(inputs["attention_mask"]), transform)) as call:
-            logits = self.model(**inputs).logits
+        fed = self.fed(texts, answers, side)
+        with self.join.during(Pass(fed.rows, fed.columns, transform), visit_of(transform, fed.given)) as call:
+            logits = self.model(**fed.inputs).logits
         assert call.queries is not None
         assert call.residuals is not None
         return Seen(logits, call.queries, call.residuals, (1,) * len(texts))

@@ -1,0 +1,60 @@
+"""Buffers that overlays grow into, so that one more patch does not copy those there are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from torch import Tensor
+
+
+class Columns:
+    """Tensors of equal length, by name. Rows once written never change, so a shorter overlay can go on reading."""
+
+    def __init__(self, like: Mapping[str, Tensor], capacity: int = 0) -> None:
+        """like: a tensor of any length for each name, of the shape, dtype and device of its rows."""
+        self._tensors = {name: tensor.new_zeros((capacity, *tensor.shape[1:])) for name, tensor in like.items()}
+        self._capacity = capacity
+        self._used = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Columns:
+        """These tensors themselves, of equal length, not copies."""
+        columns = cls(tensors)
+        columns._tensors = dict(tensors)
+        columns._capacity = columns._used = len(next(iter(tensors.values())))
+        return columns
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def upto(self, end: int) -> dict[str, Tensor]:
+        """The first rows of every tensor."""
+        return {name: tensor[:end] for name, tensor in self._tensors.items()}
+
+    def reserve(self, start: int, end: int) -> Columns:
+        """Columns with what these hold up to `start`, where start..end belong to the caller alone."""
+        with self._lock:
+            if self._used == start and end <= self._capacity:
+                self._used = end
+                return self
+        grown = Columns(self._tensors, max(end, 2 * start, 16))
+        for name, tensor in self._tensors.items():
+            grown[name][:start] = tensor[:start]
+        grown._used = end
+        return grown
+
+    def pick(self, rows: Tensor) -> Columns:
+        """These rows alone, in this order: (n,) int64."""
+        picked = Columns(self._tensors, len(rows))
+        for name, tensor in self._tensors.items():
+            picked[name][:] = tensor[rows]
+        picked._used = len(rows)
+        return picked
+
+    def write(self, start: int, end: int, **rows: Tensor | float | bool) -> None:
+        """Put rows at start..end."""
+        for name, values in rows.items():
+            column = self._tensors[name]
+            column[start:end] = values.to(column) if isinstance(values, Tensor) else values
