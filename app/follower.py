@@ -58,10 +58,11 @@ class Follower:
 
     def _follow(self, live: Live, changes: Changes) -> Live:
         patches = [self._checked(patch, data) for patch, data in self._read(changes)]
-        activations = self._ledger.activations([patch.edit_id for patch in changes.patches])
+        edit_ids = [patch.edit_id for patch in changes.patches]
+        activations, texts = self._ledger.activations(edit_ids), self._ledger.texts(edit_ids)
         for patch in changes.patches:
             reading = codec.decode_rows(activations[patch.edit_id]).to(self._engine.model.device)
-            self._memory.edits.put(patch.edit_id, patch.input_key, reading)
+            self._memory.edits.put(patch.edit_id, patch.input_key, texts[patch.edit_id], reading)
         return Live(changes.head, live.overlay.extend(patches), _entries(live, changes))
 
     def _read(self, changes: Changes) -> list[tuple[LedgerPatch, bytes]]:
@@ -74,7 +75,7 @@ class Follower:
             raise CorruptPatch(f"The bytes of the patch of edit {patch.edit_id} are not those of {patch.sha256}.")
         decoded = codec.decode(data)
         editor = editor_named(decoded.header.editor, self._editors)
-        codec.check(decoded, base=model.fingerprint, site=model.site.name, dtype=model.dtype, editor=editor)
+        codec.check(decoded, base=model.fingerprint, sites=model.sites, dtype=model.dtype, editor=editor)
         return decoded
 
     def _show(self, live: Live) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,7 +32,11 @@ from app.routes import Service, add_routes
 from app.routes.service import Parts as Serving
 from app.settings import BUILTIN, Settings
 from app.store import Ledger, ModelIdentity, Store
-from editors.registry import editor_named, editors
+from editors.composition import Composition
+from editors.errors import BadOptions
+from editors.layers import LayerSite
+from editors.registry import editor_named, editors, options_of
+from editors.types import Editor
 
 FOLLOW_SECONDS = 1.0
 HITS_SECONDS = 2.0
@@ -205,7 +209,7 @@ async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Me
     default = editor_named(settings.editor, every)
     model = loaded.model
     traffic = Reservoir(settings.max_traffic_rows) if settings.memory_from_traffic else None
-    overlay = default.overlay(model.hidden_size, model.device)
+    overlay = Composition(every, model.sites, model.device)
     engine = Engine(
         model,
         Live(0, overlay, ()),
@@ -214,8 +218,9 @@ async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Me
         fit_share=settings.fit_share,
         traffic=traffic,
     )
-    known = await _known(engine, loaded.known, settings)
-    guard = known if loaded.guard == loaded.known else await _known(engine, loaded.guard, settings)
+    keys_at = _layer_sites(every, model)
+    known = await _known(engine, loaded.known, settings, keys_at)
+    guard = known if loaded.guard == loaded.known else await _known(engine, loaded.guard, settings, keys_at)
     memory = Memory(known, guard, traffic, limit=settings.max_memory_rows)
     follower = Follower(ledger, engine, memory, every, metrics)
     required = Required(settings.rephrases_required, settings.guard_required, settings.guard_fires_allowed)
@@ -256,13 +261,25 @@ def _load(settings: Settings) -> _Loaded:
     return _Loaded(model, known, guard)
 
 
-async def _known(engine: Engine, inputs: Sequence[KnownInput], settings: Settings) -> Known:
+def _layer_sites(every: Mapping[str, Editor], model: Model) -> list[LayerSite]:
+    """Where editors meet inner layers of this model by default; keys of what is known are taken there at the start."""
+    found = []
+    for editor in every.values():
+        with suppress(BadOptions):  # an editor that this model cannot have
+            site = editor.site(model.sites, options_of(editor, {}, model.sites.family))
+            found += [site] if isinstance(site, LayerSite) else []
+    return found
+
+
+async def _known(
+    engine: Engine, inputs: Sequence[KnownInput], settings: Settings, keys_at: Sequence[LayerSite]
+) -> Known:
     """The inputs with the unedited model's activations, wrong answers left out."""
     if not inputs:
         return nothing_known(engine.model)
 
     decoding = Decoding(settings.new_tokens) if engine.model.writes else None
-    known = await learn(engine, inputs, decoding=decoding, cache=settings.cache_dir / "activations")
+    known = await learn(engine, inputs, decoding=decoding, cache=settings.cache_dir / "activations", keys_at=keys_at)
     if known.wrong:
         log.info("left out inputs that the model gets wrong", left_out=known.wrong, kept=len(known))
     return known

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,16 @@ from app.engine.traffic import Reservoir
 from app.errors import Unavailable, Unprocessable
 from app.inputs import input_key
 from app.model import Decoding, Encoding, Model
+from app.texts import Shown, Texts
+from editors.columns import Columns
+from editors.layers import LayerSite
 from editors.moments import Moments
-from editors.types import Reading, Rows
+from editors.types import Reading, Remembered, Rows
 
 log = structlog.get_logger()
+
+KEYS = "keys "
+"""What the names of tensors that hold keys begin with; then comes the site's."""
 
 
 class KnownInput(BaseModel):
@@ -44,8 +50,7 @@ class KnownInput(BaseModel):
 class Known:
     """Inputs with the unedited model's activations and answers; `wrong` were left out for a wrong answer."""
 
-    texts: tuple[str, ...]
-    reading: Reading
+    texts: Texts
     wrong: int = 0
 
     def __len__(self) -> int:
@@ -72,27 +77,39 @@ def read_inputs(path: Path, *, limit: int) -> list[KnownInput]:
     return inputs
 
 
-async def learn(engine: Engine, inputs: Sequence[KnownInput], *, decoding: Decoding | None, cache: Path) -> Known:
+async def learn(
+    engine: Engine,
+    inputs: Sequence[KnownInput],
+    *,
+    decoding: Decoding | None,
+    cache: Path,
+    keys_at: Sequence[LayerSite] = (),
+) -> Known:
     """What the unedited model computes for `inputs`, run now or taken from the cache; wrong answers are left out.
 
-    decoding: how a generating model answers the inputs that come without a target.
+    decoding: how a generating model answers the inputs that come without a target. keys_at: where keys are taken in the
+    same pass.
     """
     model = engine.model
-    described = [model.fingerprint, [[each.input, each.target] for each in inputs], repr(decoding)]
+    sites = [site.name for site in keys_at]
+    described = [model.fingerprint, [[each.input, each.target] for each in inputs], repr(decoding), sites]
     kept = cache / f"{hashlib.sha256(json.dumps(described).encode()).hexdigest()}.safetensors"
     if kept.exists():
         tensors = load_file(kept)
     else:
         log.info("reading what the model is known to get right", inputs=len(inputs))
-        tensors = await _read_all(engine, inputs, decoding)
+        tensors = await _read_all(engine, inputs, decoding, keys_at)
         _save(tensors, kept)
     texts = tuple(inputs[index].input for index in tensors["right"].tolist())
     rows = Rows(tensors["queries"], tensors["residuals"], tensors["labels"])
-    reading = Reading(rows, tuple(tensors["lengths"].tolist())).to(model.device)
-    return Known(texts, reading, wrong=len(inputs) - len(texts))
+    keys = {name.removeprefix(KEYS): tensor for name, tensor in tensors.items() if name.startswith(KEYS)}
+    reading = Reading(rows, tuple(tensors["lengths"].tolist()), keys).to(model.device)
+    return Known(Texts.of(texts, reading), wrong=len(inputs) - len(texts))
 
 
-async def _read_all(engine: Engine, inputs: Sequence[KnownInput], decoding: Decoding | None) -> dict[str, torch.Tensor]:
+async def _read_all(
+    engine: Engine, inputs: Sequence[KnownInput], decoding: Decoding | None, keys_at: Sequence[LayerSite]
+) -> dict[str, torch.Tensor]:
     """The rows of the inputs that are answered rightly, and which those are. Fed a target, the unedited model gives it
     exactly when at every position it says the target's own; without one, what it answers is taken for right.
     """
@@ -102,7 +119,8 @@ async def _read_all(engine: Engine, inputs: Sequence[KnownInput], decoding: Deco
     fed = [index for index, labels in enumerate(wanted) if labels is not None]
     if not fed:
         return _nothing(model)
-    read = await engine.read([encodings[index] for index in fed], [labels for labels in wanted if labels is not None])
+    labels_fed = [labels for labels in wanted if labels is not None]
+    read = await engine.read([encodings[index] for index in fed], labels_fed, keys_at=keys_at)
     labels = read.reading.rows.labels
     given = torch.tensor([inputs[index].target is not None for index in fed])
     owners = read.reading.owners()
@@ -116,6 +134,7 @@ async def _read_all(engine: Engine, inputs: Sequence[KnownInput], decoding: Deco
         "labels": read.answered[kept],
         "lengths": lengths[~wrong],
         "right": torch.tensor(fed)[~wrong],
+        **{KEYS + name: keys[~wrong.to(keys.device)] for name, keys in read.reading.keys.items()},
     }
 
 
@@ -139,7 +158,7 @@ def nothing_known(model: Model) -> Known:
     """No inputs at all."""
     nothing = _nothing(model)
     rows = Rows(nothing["queries"], nothing["residuals"], nothing["labels"])
-    return Known((), Reading(rows.to(model.device), ()))
+    return Known(Texts.of((), Reading(rows.to(model.device), ())))
 
 
 def _nothing(model: Model) -> dict[str, torch.Tensor]:
@@ -155,8 +174,8 @@ class Memory:
         self.known = known
         self.guard = guard
         self.traffic = traffic
-        self.guard_keys = tuple(input_key(text) for text in guard.texts)
-        self.edits = Shelf(known.reading.rows)
+        self.guard_keys = tuple(input_key(guard.texts[text]) for text in range(len(guard)))
+        self.edits = Shelf(known.texts.shown.rows)
         self._limit = limit
         self._moments: tuple[int, Moments] | None = None
 
@@ -166,11 +185,29 @@ class Memory:
 
     def base(self) -> list[Rows]:
         """What the model gets right by itself: the memory file's rows, then traffic, up to the limit, in parts."""
-        known = self.known.reading.rows[: self._limit]
+        known = self.known.texts.shown.rows[: self._limit]
         traffic = self.traffic.rows() if self.traffic is not None else None
         if traffic is None:
             return [known]
         return [known, traffic[: self._limit - len(known)].to(known.labels.device)]
+
+    def keys(
+        self, site: LayerSite, model: Model, answer: Tensor, edit_ids: Iterable[str]
+    ) -> Generator[None, None, list[Remembered]]:
+        """The keys of everything remembered at a site; keys that are missing are taken now, on the device thread.
+
+        answer: of the edit at hand, (positions,) int64. edit_ids: the earlier edits that count.
+        """
+        answer = answer.to(self.known.texts.shown.owners.device)
+        parts = []
+        for texts in dict.fromkeys((self.known.texts, self.guard.texts)):
+            keys = yield from texts.keys(site, model)
+            parts.append(Remembered(keys, ~texts.wanting(answer)))
+        keys, shelved = (yield from self.edits.texts.keys(site, model)), self.edits.shown
+        count = len(keys)
+        counted = shelved.flags(edit_ids)[shelved.edits_of_texts[:count]]
+        differ = ~self.edits.texts.wanting(answer)[:count]
+        return [*parts, Remembered(keys[counted], differ[counted])]
 
     def moments(self, base: Sequence[Rows]) -> Moments:
         """Mean and covariance of what `base` gave; computed anew only when traffic has added a tenth to it."""
@@ -182,75 +219,64 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Shelved:
-    """The rows of the first so many edits, in the order in which they were learned. Not a copy, and never changed."""
+    """The texts of the first so many edits, in the order in which they were learned. Not a copy, and never changed."""
 
-    rows: Rows
-    owners: Tensor  # (rows,) int64: the number of the edit that each row is of
-    own: Tensor  # (rows,) bool: whether a row is of the edit's input, not of a rephrase
+    shown: Shown
+    edits_of_texts: Tensor  # (texts,) int64: the number of the edit that each text is of
+    own: Tensor  # (texts,) bool: whether a text is an edit's input, not a rephrase
     edit_ids: Sequence[str]  # by number; may go on
     edits: int
+
+    @property
+    def rows(self) -> Rows:
+        return self.shown.rows
+
+    @property
+    def owners(self) -> Tensor:
+        """The number of the edit that each row is of: (rows,) int64."""
+        return self.edits_of_texts[self.shown.owners]
 
     def flags(self, edit_ids: Iterable[str]) -> Tensor:
         """Which edits are among these: (edits,) bool, on the rows' device."""
         wanted = frozenset(edit_ids)
         return torch.tensor([each in wanted for each in self.edit_ids[: self.edits]], dtype=torch.bool).to(
-            self.owners.device
+            self.own.device
         )
-
-    def of(self, edit_ids: Iterable[str]) -> Rows:
-        """All rows of these edits; not a copy when these are all there are."""
-        flags = self.flags(edit_ids)
-        return self.rows if bool(flags.all()) else self.rows[flags[self.owners]]
 
 
 class Shelf:
-    """The rows of every edit that is or was live, in one growing place: put there by one thread, read by others."""
+    """The texts of every edit that is or was live: put there by one thread, read by others."""
 
     def __init__(self, like: Rows) -> None:
         """like: rows of the width, dtype and device of those to come."""
+        self.texts = Texts(like)
         none = torch.zeros(0, dtype=torch.int64, device=like.labels.device)
-        self._rows, self._owners, self._own = like[:0], none, none.bool()
+        self._of_texts = Columns({"edits": none, "own": none.bool()})
         self._edit_ids: list[str] = []
         self._input_keys: dict[str, str] = {}
-        self.shown = Shelved(self._rows, self._owners, self._own, self._edit_ids, 0)
+        self.shown = self._show()
         """What is there now; replaced whole, so that a reader holds something that fits together."""
 
-    def put(self, edit_id: str, input_key: str, reading: Reading) -> None:
-        """Remember an edit: its input's rows first, then its rephrases', labels as wanted, residuals unpatched."""
+    def put(self, edit_id: str, input_key: str, texts: Sequence[str], reading: Reading) -> None:
+        """Remember an edit: its input first, then its rephrases; labels as wanted, residuals unpatched."""
         if edit_id in self._input_keys:
             return
-        number, start = len(self._edit_ids), len(self.shown.rows)
-        end = start + len(reading.rows)
-        self._reserve(end)
-        for column, fresh in zip(_columns(self._rows), _columns(reading.rows), strict=True):
-            column[start:end] = fresh
-        self._owners[start:end] = number
-        self._own[start : start + reading.lengths[0]] = True
+        start, end = len(self.texts), len(self.texts) + len(texts)
+        self._of_texts = self._of_texts.reserve(start, end)
+        self._of_texts.write(start, end, edits=len(self._edit_ids), own=False)
+        self._of_texts.write(start, start + 1, own=True)
+        self.texts.put(texts, reading)
         self._edit_ids.append(edit_id)
         self._input_keys[edit_id] = input_key
-        self.shown = Shelved(self._rows[:end], self._owners[:end], self._own[:end], self._edit_ids, number + 1)
+        self.shown = self._show()
 
     def input_keys(self, edit_ids: Iterable[str]) -> frozenset[str]:
         """The inputs of these edits, by `input_key`."""
         return frozenset(self._input_keys[edit_id] for edit_id in edit_ids)
 
-    def _reserve(self, end: int) -> None:
-        """Make room for `end` rows, doubling, so that what is there is copied seldom. Readers keep what they have."""
-        if end <= len(self._rows):
-            return
-        capacity = max(end, 2 * len(self._rows), 256)
-        self._rows = Rows(*(_grown(column, capacity) for column in _columns(self._rows)))
-        self._owners, self._own = _grown(self._owners, capacity), _grown(self._own, capacity)
-
-
-def _columns(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    return rows.queries, rows.residuals, rows.labels
-
-
-def _grown(column: Tensor, capacity: int) -> Tensor:
-    grown = column.new_zeros((capacity, *column.shape[1:]))
-    grown[: len(column)] = column
-    return grown
+    def _show(self) -> Shelved:
+        of_texts = self._of_texts.upto(len(self.texts))
+        return Shelved(self.texts.shown, of_texts["edits"], of_texts["own"], self._edit_ids, len(self._edit_ids))
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -181,6 +181,14 @@ class Client:
         with self._stream("GET", "/edits/export") as lines:
             yield from lines
 
+    def patch(self, edit_id: str) -> bytes:
+        """The patch of an edit as safetensors bytes."""
+        with self._translated():
+            response = self._http.get(f"/edits/{edit_id}/patch")
+        if response.is_error:
+            raise _problem(response)
+        return response.content
+
     def _json(self, method: str, path: str, **request: Any) -> Json:
         with self._translated():
             response = self._http.request(method, path, **request)

@@ -37,7 +37,6 @@ from app.store import (
     RevisionRecord,
     Status,
 )
-from editors.registry import options_of
 
 POLL_SECONDS = 1.0
 """How often somebody who waits looks into the store, for the case that another process does the work."""
@@ -207,7 +206,7 @@ class Editing:
         """The report as it is stored. Raises UnknownLabel, UnknownEditor and BadOptions."""
         target = self._shop.engine.model.target(report.target)
         name = self._default_editor if report.editor is None else report.editor
-        options = options_of(self._shop.editor(name), report.options or {}, generation=self._shop.engine.model.writes)
+        options = self._shop.options(name, report.options or {})
         return Draft(
             input=report.input,
             input_key=input_key(report.input),
@@ -239,7 +238,7 @@ class Editing:
         exempt = Exemption(frozenset({record.id}), self._shop.memory.edits.input_keys(live.live_edits()))
         verdict: Mapping[str, Any] = {}
         if record.status is Status.LIVE:
-            judged = await self._shop.engine.call(lambda: self._shop.judge.of_alive(live, remaining, exempt=exempt))
+            judged = await self._shop.judged(self._shop.judge.of_alive(live, remaining, exempt=exempt))
             verdict = judged.verdict.as_json()
         await asyncio.to_thread(
             self._shop.ledger.revert,
@@ -259,7 +258,7 @@ class Editing:
         encoded = Encoded.of(self._shop.engine.model, draft)
         before = await self._shop.answers(encoded, live.view())
         after = await self._shop.answers(encoded, View(live.revision, live.overlay, alive, live.edit_ids))
-        judged = await self._shop.engine.call(lambda: self._shop.judge.of_alive(live, alive, exempt=exempt))
+        judged = await self._shop.judged(self._shop.judge.of_alive(live, alive, exempt=exempt))
         gates = self._shop.own_gates(draft, before, after)
         return after, judged.verdict.with_gates(gates)
 

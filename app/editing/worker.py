@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +24,10 @@ from app.observe import Metrics
 from app.store import EditRecord, Evidence, HeadMoved, Learned, QueueLock, Status
 from editors import codec
 from editors.errors import EditorError
-from editors.registry import options_of
-from editors.types import Fitted, Header, Patch, Problem, Reading, Rows, Step
+from editors.inside import Inside
+from editors.layers import LayerSite
+from editors.site import Site
+from editors.types import Fitted, Header, Patch, Problem, Reading, Remembered, Rows, Step
 
 IDLE_SECONDS = 1.0
 """How long the worker rests between two looks at an empty queue that nobody told it of."""
@@ -50,7 +53,9 @@ class _Attempt:
     base: View  # what is live, without what the edit supersedes
     encoded: Encoded
     before: Answers
+    site: Site | LayerSite  # where the patch will meet the model
     reading: Reading  # of the input and the rephrases, unpatched
+    under: Reading  # of the same, with the entries of inner layers that are live
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,19 +191,24 @@ class Worker:
             live = await self._shop.follower.catch_up()
             encoded = Encoded.of(self._shop.engine.model, record.draft)
             before = await self._shop.answers(encoded, live.view())
-            read = await self._shop.engine.read([encoded.input, *encoded.rephrases], encoded.wanted)
-        base = View(live.revision, live.overlay, self._shop.beside(record.draft, live), live.edit_ids)
-        return _Attempt(record, live, base, encoded, before, read.reading)
+            site = self._shop.site(record.draft)
+            texts = [encoded.input, *encoded.rephrases]
+            keys_at = {each.name: each for each in (*live.overlay.layer_sites(), site) if isinstance(each, LayerSite)}
+            read = await self._shop.engine.read(texts, encoded.wanted, keys_at=list(keys_at.values()))
+            base = View(live.revision, live.overlay, self._shop.beside(record.draft, live), live.edit_ids)
+            under = read
+            if live.overlay.visited(base.alive):
+                under = await self._shop.engine.read(texts, encoded.wanted, view=base)
+        return _Attempt(record, live, base, encoded, before, site, read.reading, under.reading)
 
     async def _fit_and_judge(self, attempt: _Attempt) -> _Candidate:
         """Fit; where a gate fails, remember what was disturbed and fit again, so many rounds at most."""
-        draft = attempt.record.draft
         problem = await self._problem(attempt)
         for round_number in range(1, self._rounds + 1):
             started = time.monotonic()
             with self._metrics.edit_seconds.labels("fit").time():
                 fitted = await self._fit(attempt, problem, round_number)
-            patch = self._patch(draft.editor, fitted)
+            patch = self._patch(attempt, fitted)
             if round_number == 1 and not await asyncio.to_thread(self._shop.ledger.judging, attempt.record.id):
                 raise Cancelled
             self._shop.listeners.tell(attempt.record.id)
@@ -214,32 +224,43 @@ class Worker:
 
     async def _problem(self, attempt: _Attempt) -> Problem:
         """What the editor is given; all of it is put together on the device thread, where the rows are."""
-        shop, live, draft = self._shop, attempt.live, attempt.record.draft
+        return await self._shop.judged(self._put_together(attempt))
+
+    def _put_together(self, attempt: _Attempt) -> Generator[None, None, Problem]:
+        shop, live, base, draft = self._shop, attempt.live, attempt.base, attempt.record.draft
         earlier = [edit_id for edit_id in live.live_edits() if edit_id != draft.supersedes]
+        rows, positions = attempt.under.rows, attempt.under.positions()
+        if draft.supersedes is not None:  # others may have been fitted while what is replaced held them, too
+            leaning = yield from shop.judge.leaning_on(live, base.alive, exempt=shop.exempt(draft, live))
+            rows, positions = Rows.join([rows, leaning]), torch.cat([positions, -1 - torch.arange(len(leaning))])
+        edits = yield from shop.judge.rows_of(live, earlier)
+        memory = shop.memory.base()
+        inside, remembered = yield from self._inside(attempt, earlier)
+        return Problem(
+            Rows(rows.queries, base.add(rows.queries, rows.residuals), rows.labels),
+            positions.to(rows.labels.device),
+            [_others(part, rows) for part in (*memory, edits)],
+            shop.engine.readout,
+            moments=shop.memory.moments(memory),
+            inside=inside,
+            remembered=remembered,
+        )
 
-        def put_together() -> Problem:
-            rows, positions = attempt.reading.rows, attempt.reading.positions()
-            if draft.supersedes is not None:  # others may have been fitted while what is replaced held them, too
-                leaning = shop.judge.leaning_on(live, attempt.base.alive, exempt=shop.exempt(draft, live))
-                rows, positions = Rows.join([rows, leaning]), torch.cat([positions, -1 - torch.arange(len(leaning))])
-            view = torch.zeros_like(rows.labels)
-            alive = attempt.base.alive.unsqueeze(0).to(view.device)
-            residuals, _ = attempt.base.overlay.apply(rows.queries, rows.residuals, alive, view)
-            base = shop.memory.base()
-            return Problem(
-                Rows(rows.queries, residuals, rows.labels),
-                positions.to(view.device),
-                [_others(part, rows) for part in (*base, shop.memory.edits.shown.of(earlier))],
-                shop.engine.readout,
-                moments=shop.memory.moments(base),
-            )
-
-        return await shop.engine.call(put_together)
+    def _inside(
+        self, attempt: _Attempt, earlier: Sequence[str]
+    ) -> Generator[None, None, tuple[Inside | None, list[Remembered]]]:
+        """The edit's texts at the layer that its editor has chosen, and what is remembered there."""
+        shop, encoded, base = self._shop, attempt.encoded, attempt.base
+        if not isinstance(attempt.site, LayerSite):
+            return None, []
+        remembered = yield from shop.memory.keys(attempt.site, shop.engine.model, encoded.wanted[0], earlier)
+        texts = [encoded.input, *encoded.rephrases]
+        return shop.engine.model.inside(texts, encoded.wanted, attempt.site, base.add), remembered
 
     async def _fit(self, attempt: _Attempt, problem: Problem, round_number: int) -> Fitted:
         draft = attempt.record.draft
         editor = self._shop.editor(draft.editor)
-        options = options_of(editor, draft.options, generation=self._shop.engine.model.writes)
+        options = self._shop.options(draft.editor, draft.options)
         loop = asyncio.get_running_loop()
         edit_id = attempt.record.id
 
@@ -251,18 +272,14 @@ class Worker:
 
         return await self._shop.engine.work(editor.fit(problem, options), on_slice)
 
-    def _patch(self, editor: str, fitted: Fitted) -> Patch:
+    def _patch(self, attempt: _Attempt, fitted: Fitted) -> Patch:
         """The patch as it will be stored and served: what is judged is what its bytes say."""
-        model = self._shop.engine.model
-        header = Header(editor, self._shop.editor(editor).version, model.fingerprint, model.site.name, model.dtype)
+        model, editor = self._shop.engine.model, self._shop.editor(attempt.record.draft.editor)
+        header = Header(editor.name, editor.version, model.fingerprint, attempt.site.name, model.dtype)
         return codec.decode(codec.encode(Patch(header, fitted.tensors)))
 
     async def _judged(self, attempt: _Attempt, patch: Patch) -> tuple[Answers, Judged, Verdict]:
         draft, live = attempt.record.draft, attempt.live
-        alone = self._shop.editor(draft.editor).overlay(
-            self._shop.engine.model.hidden_size, self._shop.engine.model.device
-        )
-        fresh = alone.extend([patch])
         exempt = self._shop.exempt(draft, live)
         view = View(
             live.revision + 1,
@@ -271,9 +288,7 @@ class Worker:
             (*live.edit_ids, attempt.record.id),
         )
         after = await self._shop.answers(attempt.encoded, view)
-        judged = await self._shop.engine.call(
-            lambda: self._shop.judge.of_patch(live, attempt.record.id, fresh, replaced=draft.supersedes, exempt=exempt)
-        )
+        judged = await self._shop.judged(self._shop.judge.of_patch(live, view, exempt=exempt))
         gates = self._shop.own_gates(draft, attempt.before, after)
         return after, judged, judged.verdict.with_gates(gates)
 

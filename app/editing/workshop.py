@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,8 +16,12 @@ from app.follower import Follower
 from app.judge import Exemption, Gate, Judge
 from app.memory import Memory
 from app.store import Draft, Ledger
-from editors.registry import editor_named
+from editors.layers import LayerSite
+from editors.registry import editor_named, options_of
+from editors.site import Site
 from editors.types import Editor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +37,27 @@ class Workshop:
     listeners: Listeners
     new_tokens: int
     """How many tokens a generating model writes when nobody says how many."""
+    judging: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def editor(self, name: str) -> Editor:
         """The editor of that name. Raises UnknownEditor."""
         return editor_named(name, self.editors)
+
+    def options(self, editor: str, given: Mapping[str, Any]) -> Any:
+        """The editor's options for this model with the values `given`. Raises UnknownEditor and BadOptions."""
+        sites = self.engine.model.sites
+        options = options_of(self.editor(editor), given, sites.family)
+        self.editor(editor).site(sites, options)
+        return options
+
+    def site(self, draft: Draft) -> Site | LayerSite:
+        """Where the patch of an edit meets the model. Raises UnknownEditor and BadOptions."""
+        return self.editor(draft.editor).site(self.engine.model.sites, self.options(draft.editor, draft.options))
+
+    async def judged(self, slices: Generator[None, None, T]) -> T:
+        """Run work of the judge on the device thread, one such work at a time."""
+        async with self.judging:
+            return await self.engine.work(slices, lambda done: None)
 
     async def answers(self, encoded: Encoded, view: View) -> Answers:
         """What the model says to an edit's texts under a view."""

@@ -3,7 +3,8 @@
 Knows no store and no HTTP.
 """
 
-from app.engine.engine import Answer, Engine, Fired
+from app.engine.engine import Answer, Engine
 from app.engine.live import Entry, Live, View
+from app.engine.patched import Fired
 
 __all__ = ["Answer", "Engine", "Entry", "Fired", "Live", "View"]

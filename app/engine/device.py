@@ -2,8 +2,8 @@
 
 It takes whatever rows are waiting, without waiting for more, and runs them as batches. A batch is a generator: a
 classifier's ends in one slice, a text's takes one for each token, so batches that write take turns, and a short answer
-does not wait for a long one. Between slices of batches run slices of the current fit, a generator as well. Under full
-load a fit still gets a settled share of the time, and a prediction never waits for more than one of its slices.
+does not wait for a long one. Between slices of batches run slices of jobs, fits and verdicts, in turn. Under full
+load these still get a settled share of the time, and a prediction never waits for more than one of its slices.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -147,28 +148,38 @@ class DeviceThread(Generic[Row]):
             return
 
     def _fit(self) -> None:
-        """Slices of the first job: one at least, then as many as are owed, or as long as nothing else waits."""
+        """Slices of jobs in turn: one at least, then as many as are owed, or as long as nothing else waits."""
         while self._jobs and not self._stopping:
             started = time.monotonic()
-            self._slice(self._jobs[0])
+            job = self._jobs.popleft()
+            if self._slice(job):
+                self._jobs.append(job)
             self._owed -= time.monotonic() - started
             if (self._rows or self._calls or self._running) and self._owed <= 0:
                 break
         self._owed = min(max(self._owed, 0.0), 1.0) if self._jobs else 0.0
 
-    def _slice(self, job: _Job[Any]) -> None:
+    def _slice(self, job: _Job[Any]) -> bool:
+        """One slice of a job; whether there is more of it."""
         try:
-            job.on_slice(next(job.slices))
+            if not job.done.cancelled():  # somebody waits for it still
+                job.on_slice(next(job.slices))
+                return True
+            job.slices.close()
         except StopIteration as end:
-            self._jobs.popleft()
-            job.done.set_result(end.value)
+            with suppress(InvalidStateError):
+                job.done.set_result(end.value)
         except Exception as error:  # noqa: BLE001 - the job boundary: whoever waits for the job learns of it
-            self._jobs.popleft()
-            job.done.set_exception(error)
+            with suppress(InvalidStateError):
+                job.done.set_exception(error)
+        return False
 
 
 def _settle(done: Future[T], work: Callable[[], T]) -> None:
-    try:
-        done.set_result(work())
-    except Exception as error:  # noqa: BLE001 - the job boundary: whoever waits for the call learns of it
-        done.set_exception(error)
+    with suppress(InvalidStateError):  # nobody waits for it any more
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - the job boundary: whoever waits for the call learns of it
+            done.set_exception(error)
+        else:
+            done.set_result(result)

@@ -16,31 +16,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from app.engine.device import FEW_RUNNING, DeviceThread
 from app.engine.live import Live, View
+from app.engine.patched import Fired, Patched
+from app.engine.reading import reading
 from app.engine.traffic import Reservoir
 from app.errors import Unavailable
 from app.model import Answered, Ask, Decoding, Encoding, Model, Output, Read
 from app.observe import Metrics
-from editors.types import Overlay, Reading, Readout, Rows
+from editors.layers import LayerSite
+from editors.types import Readout
 
 T = TypeVar("T")
 
 TOKENIZING_THREADS = 2
 PADDING_ALLOWED = 1.5
 """A batch takes rows of up to this times its shortest row, plus a few tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fired:
-    """An edit whose patch took part in an answer: how strongly at most, and in how many of its positions."""
-
-    edit_id: str
-    strength: float
-    positions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +153,19 @@ class Engine:
         """What the answers say."""
         return self.model.decode([each.ask for each in answers], [each.output for each in answers])
 
-    async def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
-        """What the unedited model computes when fed the wanted answers, in batches of similar length."""
-        order = sorted(range(len(encodings)), key=lambda index: len(encodings[index]) + len(wanted[index]))
-        parts: list[Read] = []
-        for start in range(0, len(order), self._max_batch):
-            chosen = order[start : start + self._max_batch]
-            batch = [encodings[index] for index in chosen], [wanted[index] for index in chosen]
-            parts.append(await self.call(partial(self.model.read, *batch)))
-        return _in_order(parts, order)
+    async def read(
+        self,
+        encodings: Sequence[Encoding],
+        wanted: Sequence[Tensor],
+        *,
+        view: View | None = None,
+        keys_at: Sequence[LayerSite] = (),
+    ) -> Read:
+        """What the model computes when fed the wanted answers; see `reading`."""
+        slices = reading(self.model, encodings, wanted, view=view, keys_at=keys_at, max_batch=self._max_batch)
+        while (read := await self.call(partial(_next, slices))) is None:
+            pass
+        return read
 
     async def _answers(self, asks: Sequence[Ask], view: View) -> list[Answer]:
         if not asks:
@@ -221,7 +218,7 @@ class Engine:
         for row in rows:
             self._metrics.queue_seconds.observe(started - row.queued)
         self._metrics.batch_size.observe(len(rows))
-        patched = _Patched([row.view for row in rows], self.model.device)
+        patched = Patched([row.view for row in rows], self.model.device)
         try:
             for finished in self.model.run([row.ask for row in rows], patched):
                 for number, output in finished:
@@ -243,76 +240,6 @@ class Engine:
             request.settle([answer for answer in request.answers if answer is not None])
 
 
-class _Patched:
-    """The overlays of one batch, each row under its own view, at every pass that the batch takes."""
-
-    def __init__(self, views: Sequence[View], device: torch.device) -> None:
-        view_of_row, distinct = _distinct(views)
-        overlays = dict.fromkeys(view.overlay for view in distinct if not view.bare)
-        self._seen = [_Seen.through(overlay, distinct, view_of_row, device) for overlay in overlays]
-        self._fired: list[list[_Fired]] = [[] for _ in views]
-        self._passes = 0
-
-    def __call__(self, queries: Tensor, residuals: Tensor) -> Tensor:
-        for seen in self._seen:
-            residuals, firing = seen.overlay.apply(queries, residuals, seen.alive, seen.view)
-            triples = zip(firing.rows.tolist(), firing.patches.tolist(), firing.strengths.tolist(), strict=True)
-            for row, patch, strength in triples:
-                self._fired[row].append(_Fired(self._passes, seen.edit_ids[patch], strength))
-        self._passes += 1
-        return residuals
-
-    def fired(self, row: int, passes: int) -> tuple[Fired, ...]:
-        """What fired in the first so many passes of a row, strongest first."""
-        strengths: dict[str, list[float]] = {}
-        for each in self._fired[row]:
-            if each.number < passes:
-                strengths.setdefault(each.edit_id, []).append(each.strength)
-        fired = [Fired(edit_id, max(each), len(each)) for edit_id, each in strengths.items()]
-        return tuple(sorted(fired, key=lambda each: -each.strength))
-
-
-@dataclass(frozen=True, slots=True)
-class _Fired:
-    """One patch in one pass of one row."""
-
-    number: int
-    edit_id: str
-    strength: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """One overlay, as the rows of a batch see it; rows of other overlays see nothing of it."""
-
-    overlay: Overlay
-    alive: Tensor  # (views, patches) bool, the last view sees none
-    view: Tensor  # (rows,) int64
-    edit_ids: Sequence[str]
-
-    @classmethod
-    def through(
-        cls, overlay: Overlay, views: Sequence[View], view_of_row: Sequence[int], device: torch.device
-    ) -> _Seen:
-        sharing = [index for index, view in enumerate(views) if view.overlay is overlay]
-        place = {index: place for place, index in enumerate(sharing)}
-        first = views[sharing[0]]
-        alive = torch.stack([*(views[index].alive for index in sharing), torch.zeros_like(first.alive)])
-        view = torch.tensor([place.get(index, len(sharing)) for index in view_of_row])
-        return cls(overlay, alive.to(device), view.to(device), first.edit_ids)
-
-
-def _distinct(views: Sequence[View]) -> tuple[list[int], list[View]]:
-    """Each view once, and for every row the index of its own."""
-    index: dict[int, int] = {}
-    distinct: list[View] = []
-    for view in views:
-        if id(view) not in index:
-            index[id(view)] = len(distinct)
-            distinct.append(view)
-    return [index[id(view)] for view in views], distinct
-
-
 def _similar(rows: Sequence[_Row], *, mixed: bool) -> list[list[_Row]]:
     """The rows in groups of similar length, so that padding costs little; of the same length unless `mixed`."""
     groups: list[list[_Row]] = []
@@ -325,15 +252,14 @@ def _similar(rows: Sequence[_Row], *, mixed: bool) -> list[list[_Row]]:
     return groups
 
 
-def _in_order(parts: Sequence[Read], order: Sequence[int]) -> Read:
-    """Batches that were read by length, as one reading in the order of the texts."""
-    rows = Rows.join([part.reading.rows for part in parts])
-    answered = torch.cat([part.answered for part in parts])
-    lengths = [length for part in parts for length in part.reading.lengths]
-    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    back = sorted(range(len(order)), key=order.__getitem__)
-    index = torch.cat([torch.arange(starts[place], starts[place + 1]) for place in back]).to(answered.device)
-    return Read(Reading(rows[index], tuple(lengths[place] for place in back)), answered[index])
+def _next(slices: Generator[None, None, T]) -> T | None:
+    """Run one slice; what they return when it was the last."""
+    try:
+        next(slices)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    return None
 
 
 def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Any], item: tuple[int, int]) -> None:

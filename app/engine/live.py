@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from editors.types import Overlay
+from editors.composition import Composition
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,15 @@ class View:
     """Which patches of an overlay one answer sees."""
 
     revision: int
-    overlay: Overlay
+    overlay: Composition
     alive: Tensor  # (patches,) bool, on the CPU
     edit_ids: Sequence[str]  # (patches,)
+
+    def add(self, queries: Tensor, residuals: Tensor) -> Tensor:
+        """Residuals with what these patches add behind the last layer, as one view for all rows: (n, hidden) each."""
+        alive = self.alive.unsqueeze(0).to(queries.device)
+        rows = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+        return self.overlay.apply(queries, residuals, alive, rows)[0]
 
     @property
     def bare(self) -> bool:
@@ -52,7 +58,7 @@ class Live:
     """The newest revision this process knows. Immutable; a change makes another one."""
 
     revision: int
-    overlay: Overlay
+    overlay: Composition
     entries: tuple[Entry, ...]
     edit_ids: tuple[str, ...] = field(init=False)
     alive: Tensor = field(init=False)

@@ -15,11 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from app.errors import UnknownLabel
 from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Output, Prediction, Read
 from app.model.fingerprint import fingerprint
+from app.model.keys import Keys
 from app.model.tokenizing import describe, max_tokens, padded, token_ids
 from editors.errors import UnsupportedModel
+from editors.inside import Fed, Inside
 from editors.join import Join, Pass, Transform
+from editors.layers import LayerSite, Sites
 from editors.site import Site
-from editors.types import Reading, Rows
+from editors.types import Acting, Reading, Rows
+from editors.visit import Visit
 
 ALL_SCORES_UP_TO = 20
 BEST_SCORES = 5
@@ -58,6 +62,10 @@ class Classifier:
         return self._join.site
 
     @property
+    def sites(self) -> Sites:
+        return self._join.sites
+
+    @property
     def hidden_size(self) -> int:
         """The width of queries and residuals."""
         return self._join.site.hidden
@@ -82,17 +90,33 @@ class Classifier:
     def wanted(self, encoding: Encoding, target: str) -> Tensor:
         return torch.tensor([self.label_index(target)])
 
-    def run(self, asks: Sequence[Ask], transform: Transform) -> Iterator[Finished]:
-        logits, call = self._forward([ask.encoding for ask in asks], transform)
+    def run(self, asks: Sequence[Ask], acting: Acting | None) -> Iterator[Finished]:
+        logits, call = self._forward([ask.encoding for ask in asks], acting)
         yield list(enumerate(self._outputs(asks, logits.cpu(), call)))
 
-    def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
-        logits, call = self._forward(encodings)
+    def read(
+        self,
+        encodings: Sequence[Encoding],
+        wanted: Sequence[Tensor],
+        acting: Acting | None = None,
+        *,
+        keys_at: Sequence[LayerSite] = (),
+    ) -> Read:
+        keys = Keys(keys_at)
+        logits, call = self._forward(encodings, acting if acting is not None else keys)
         assert call.queries is not None
         assert call.residuals is not None
         labels = torch.cat(list(wanted)).to(self.device)
         rows = Rows(call.queries, call.residuals, labels)
-        return Read(Reading(rows, (1,) * len(encodings)), logits.argmax(-1))
+        return Read(Reading(rows, (1,) * len(encodings), keys.taken), logits.argmax(-1))
+
+    def inside(
+        self, encodings: Sequence[Encoding], wanted: Sequence[Tensor], site: LayerSite, transform: Transform
+    ) -> Inside:
+        batch = self._batch(encodings)
+        mask = batch["attention_mask"]
+        rows, labels = torch.arange(len(mask), device=self.device), torch.cat(list(wanted)).to(self.device)
+        return Inside(self._join, Fed(batch, mask.bool(), rows, self._join.positions(mask), labels), site, transform)
 
     def readout(self, residuals: Tensor) -> Tensor:
         return self._join.readout(residuals)
@@ -110,9 +134,11 @@ class Classifier:
         return self.labels[int(answered[0])]
 
     @torch.no_grad()
-    def _forward(self, encodings: Sequence[Encoding], transform: Transform | None = None) -> tuple[Tensor, Pass]:
+    def _forward(self, encodings: Sequence[Encoding], acting: Acting | None) -> tuple[Tensor, Pass]:
         batch = self._batch(encodings)
-        with self._join.during(Pass.at(self._join.positions(batch["attention_mask"]), transform)) as call:
+        mask = batch["attention_mask"]
+        visit: Visit | None = None if acting is None else acting.visit(mask.bool())
+        with self._join.during(Pass.at(self._join.positions(mask), acting), visit) as call:
             logits: Tensor = self._model(**batch).logits
         return logits, call
 

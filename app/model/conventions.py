@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -17,17 +16,10 @@ from app.model.answers import Encoding
 from app.model.chat import openings
 from app.model.tokenizing import max_tokens, padded, token_ids
 from editors.errors import UnsupportedModel
+from editors.inside import Fed
 
 IGNORED = -100
 """The label of positions that are none, as transformers marks them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fed:
-    """A batch that feeds the model the wanted answers. chosen: the positions that say them, (batch, tokens) bool."""
-
-    inputs: dict[str, Tensor]
-    chosen: Tensor
 
 
 class Convention(Protocol):
@@ -91,8 +83,9 @@ class EncoderDecoder:
     def feed(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Fed:
         labels = pad_sequence(list(wanted), batch_first=True, padding_value=IGNORED)
         labels = labels.to(self._model.device)
-        begun = self._shift(labels=labels)
-        return Fed({**self.inputs(encodings), "decoder_input_ids": begun}, labels != IGNORED)
+        inputs = self.inputs(encodings)
+        given = inputs["attention_mask"].bool()
+        return _fed({**inputs, "decoder_input_ids": self._shift(labels=labels)}, given, labels != IGNORED, wanted)
 
     def text(self, encoding: Encoding, tokens: Sequence[int]) -> str:
         return _decode(self._tokenizer, tokens)
@@ -170,15 +163,23 @@ class DecoderOnly:
         inputs = padded(
             [torch.cat([prompt, answer[:-1]]) for prompt, answer in pairs], self._pad, device=self._model.device
         )
-        chosen = [torch.cat([torch.zeros(len(prompt) - 1), torch.ones(len(answer))]).bool() for prompt, answer in pairs]
-        mask = pad_sequence(chosen, batch_first=True)
-        return Fed(inputs, mask.to(self._model.device))
+        lengths = [torch.tensor([len(prompt), len(answer)], device=self._model.device) for prompt, answer in pairs]
+        prompts, answers = torch.stack(lengths).unsqueeze(-1).unbind(1)  # (batch, 1) each
+        columns = torch.arange(inputs["input_ids"].shape[1], device=self._model.device)
+        said = (columns >= prompts - 1) & (columns < prompts - 1 + answers)  # a prompt's last token says the first
+        return _fed(inputs, columns < prompts, said, wanted)
 
     def text(self, encoding: Encoding, tokens: Sequence[int]) -> str:
         """What the answer adds to the prompt's text, a space between them included."""
         prompt = encoding.input_ids.tolist()
         before, after = (_decode(self._tokenizer, ids) for ids in (prompt, [*prompt, *tokens]))
         return after[len(before) :] if after.startswith(before) else _decode(self._tokenizer, tokens)
+
+
+def _fed(inputs: dict[str, Tensor], given: Tensor, said: Tensor, wanted: Sequence[Tensor]) -> Fed:
+    """said: the positions that say the wanted answers, (batch, tokens) bool."""
+    rows, columns = said.nonzero(as_tuple=True)
+    return Fed(inputs, given, rows, columns, torch.cat(list(wanted)).to(said.device))
 
 
 UNCHECKED = 2**40

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Output, Read
+from editors.inside import Inside
 from editors.join import Transform
+from editors.layers import LayerSite, Sites
 from editors.site import Site
+from editors.types import Acting
 
 
 class Model(Protocol):
     """A frozen Hugging Face model with its tokenizer, its task and its site.
 
     `encode`, `wanted` and `decode` may run in any thread; `run`, `read` and `readout` belong to the one that owns the
-    device. Knows nothing of edits: what happens at the site is decided by the `transform` of each run.
+    device. Knows nothing of edits: what happens at its sites is decided by what acts on each run.
     """
 
     task: str
@@ -49,6 +52,10 @@ class Model(Protocol):
         """Where overlays of the last feed-forward layer meet this model."""
 
     @property
+    def sites(self) -> Sites:
+        """Every place where overlays can meet this model."""
+
+    @property
     def hidden_size(self) -> int:
         """The width of queries and residuals."""
 
@@ -65,14 +72,30 @@ class Model(Protocol):
         UnwritableTarget for one that the tokenizer cannot write.
         """
 
-    def run(self, asks: Sequence[Ask], transform: Transform) -> Iterator[Finished]:
+    def run(self, asks: Sequence[Ask], acting: Acting | None) -> Iterator[Finished]:
         """Answer one batch, yielding wherever other work may run what has been finished since, each ask once.
 
-        `transform` sees one row an ask, in their order, at every pass.
+        acting: sees one row an ask, in their order, at every pass; None is the unedited model.
         """
 
-    def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
-        """What the unedited model computes when it is fed the wanted answers: one row a position."""
+    def read(
+        self,
+        encodings: Sequence[Encoding],
+        wanted: Sequence[Tensor],
+        acting: Acting | None = None,
+        *,
+        keys_at: Sequence[LayerSite] = (),
+    ) -> Read:
+        """What the model computes when it is fed the wanted answers: one row a position.
+
+        acting: whose entries of inner layers the rows are computed under; what it adds behind the last layer is in the
+        answers alone. keys_at: where the unedited model's keys are taken; not of a model on which something acts.
+        """
+
+    def inside(
+        self, encodings: Sequence[Encoding], wanted: Sequence[Tensor], site: LayerSite, transform: Transform
+    ) -> Inside:
+        """The texts at an inner layer, fed the wanted answers. transform: what acts at the join meanwhile."""
 
     def readout(self, residuals: Tensor) -> Tensor:
         """Logits from residuals by norm and head alone: (n, hidden) -> (n, labels). Differentiable."""

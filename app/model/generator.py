@@ -27,13 +27,16 @@ from app.model.chat import REFUSALS, render
 from app.model.conventions import Convention, end_tokens
 from app.model.decoding import counts_padding, described, greedy, shaping
 from app.model.fingerprint import fingerprint
+from app.model.keys import Keys
 from app.model.slices import Pause, in_slices
 from app.model.steps import Confidence, Draw, Steps, first_stop
 from app.model.tokenizing import describe
+from editors.inside import Inside
 from editors.join import Join, Pass, Transform
+from editors.layers import LayerSite, Sites
 from editors.reach import can_lead
 from editors.site import Site
-from editors.types import Reading, Rows
+from editors.types import Acting, Reading, Rows
 
 log = structlog.get_logger()
 
@@ -78,6 +81,10 @@ class Generator:
     @property
     def site(self) -> Site:
         return self._join.site
+
+    @property
+    def sites(self) -> Sites:
+        return self._join.sites
 
     @property
     def hidden_size(self) -> int:
@@ -134,18 +141,32 @@ class Generator:
     def wanted(self, encoding: Encoding, target: str) -> Tensor:
         return self._convention.wanted(encoding, target)
 
-    def run(self, asks: Sequence[Ask], transform: Transform) -> Iterator[Finished]:
-        return in_slices(lambda pause: self._generate(asks, transform, pause))
+    def run(self, asks: Sequence[Ask], acting: Acting | None) -> Iterator[Finished]:
+        return in_slices(lambda pause: self._generate(asks, acting, pause))
 
     @torch.no_grad()
-    def read(self, encodings: Sequence[Encoding], wanted: Sequence[Tensor]) -> Read:
+    def read(
+        self,
+        encodings: Sequence[Encoding],
+        wanted: Sequence[Tensor],
+        acting: Acting | None = None,
+        *,
+        keys_at: Sequence[LayerSite] = (),
+    ) -> Read:
+        keys = Keys(keys_at)
         fed = self._convention.feed(encodings, wanted)
-        with self._join.during(Pass.where(fed.chosen)) as call:
+        visit = (acting if acting is not None else keys).visit(fed.given)
+        with self._join.during(Pass(fed.rows, fed.columns, acting), visit) as call:
             logits = self._model(**fed.inputs, use_cache=False).logits
         assert call.queries is not None
         assert call.residuals is not None
-        rows = Rows(call.queries, call.residuals, torch.cat(list(wanted)).to(self.device))
-        return Read(Reading(rows, tuple(map(len, wanted))), logits[call.rows, call.columns].argmax(-1))
+        rows = Rows(call.queries, call.residuals, fed.labels)
+        return Read(Reading(rows, tuple(map(len, wanted)), keys.taken), logits[fed.rows, fed.columns].argmax(-1))
+
+    def inside(
+        self, encodings: Sequence[Encoding], wanted: Sequence[Tensor], site: LayerSite, transform: Transform
+    ) -> Inside:
+        return Inside(self._join, self._convention.feed(encodings, wanted), site, transform)
 
     def readout(self, residuals: Tensor) -> Tensor:
         return self._join.readout(residuals)
@@ -168,7 +189,7 @@ class Generator:
         """Turns the tokens of one answer into pieces of text as they come."""
         return Pieces(self._tokenizer, encoding if self.task == "causal" else None)
 
-    def _generate(self, asks: Sequence[Ask], transform: Transform, pause: Pause[Finished]) -> None:
+    def _generate(self, asks: Sequence[Ask], acting: Acting | None, pause: Pause[Finished]) -> None:
         """One batch by transformers' `generate`, greedy but for the rows that draw."""
         rooms = [min(_decoding(ask).max_new_tokens, self._convention.room(ask.encoding)) for ask in asks]
         confidence, seen = Confidence(), list[tuple[Tensor, Tensor]]()
@@ -177,15 +198,17 @@ class Generator:
         def at_the_site(queries: Tensor, residuals: Tensor) -> Tensor:
             if remember:
                 seen.append((queries, residuals))
-            return transform(queries, residuals)
+            return residuals if acting is None else acting(queries, residuals)
 
         def tell(rows: Sequence[int]) -> None:
             pause([(row, self._output(row, asks[row], steps, confidence, seen)) for row in rows])
 
         steps = Steps(asks, rooms, self._ends, lambda row: self._text(asks[row], steps.tokens[row]), tell)
-        with self._join.during(Pass.at(torch.full((len(asks),), -1, device=self.device), at_the_site)):
+        inputs = self._convention.inputs([ask.encoding for ask in asks])
+        visit = None if acting is None else acting.visit(inputs["attention_mask"].bool())
+        with self._join.during(Pass.at(torch.full((len(asks),), -1, device=self.device), at_the_site), visit):
             self._model.generate(
-                **self._convention.inputs([ask.encoding for ask in asks]),
+                **inputs,
                 max_new_tokens=max(rooms),
                 logits_processor=LogitsProcessorList([*([confidence] if remember else []), Draw(asks)]),
                 stopping_criteria=StoppingCriteriaList([steps]),

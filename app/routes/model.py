@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass as validated
 from app.routes.problems import problems
 from app.routes.service import ServiceOf
 from app.settings import Settings
+from editors.layers import Family
 from editors.types import Editor
 
 router = APIRouter(tags=["model"])
@@ -69,14 +70,14 @@ async def show(response: Response, service: ServiceOf) -> ModelOut:
         memory_rows=len(parts.memory),
         memory_left_out=parts.memory.known.wrong,
         guard_rows=len(parts.memory.guard),
-        editors=[_editor_out(editor, settings, generation=model.writes) for editor in parts.editors.values()],
+        editors=[_editor_out(editor, settings, model.sites.family) for editor in parts.editors.values()],
         limits={**_limits(settings), "max_input_tokens": model.max_tokens},
     )
 
 
-def _editor_out(editor: Editor, settings: Settings, *, generation: bool) -> EditorOut:
+def _editor_out(editor: Editor, settings: Settings, family: Family) -> EditorOut:
     schema = TypeAdapter(validated(editor.options, config=ConfigDict(extra="forbid"), frozen=True)).json_schema()
-    for name, value in editor.defaults(generation=generation).items():
+    for name, value in editor.defaults(family).items():
         schema["properties"][name]["default"] = value
     return EditorOut(
         name=editor.name,

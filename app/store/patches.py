@@ -69,6 +69,17 @@ class Patches(Scope):
                 found.update((row.edit_id, row.bytes) for row in rows)
         return found
 
+    def texts(self, edit_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The input of each of these edits, and its rephrases."""
+        found: dict[str, tuple[str, ...]] = {}
+        with self._reading() as connection:
+            for piece in chunks(edit_ids):
+                rows = connection.execute(
+                    select(edits.c.id, edits.c.input, edits.c.rephrases).where(edits.c.id.in_(piece))
+                )
+                found.update((row.id, (row.input, *row.rephrases)) for row in rows)
+        return found
+
     def _spans(self, connection: Connection, after: int) -> tuple[Span, ...]:
         mine = select(spans.c.patch, spans.c.since, spans.c.until).where(spans.c.model_id == self._model.id)
         # Two searches by index rather than one OR, which either database may answer by reading everything.

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from app.model import Ask, Model, Output
-from editors.join import Transform
+from editors.types import Acting
 
 
-def bare(queries: Tensor, residuals: Tensor) -> Tensor:
-    """The transform of the unedited model."""
-    return residuals
-
-
-def run(model: Model, asks: Sequence[Ask], transform: Transform = bare) -> list[Output]:
-    """The outputs of one batch, to its end."""
-    finished = {row: output for some in model.run(asks, transform) for row, output in some}
+def run(model: Model, asks: Sequence[Ask], acting: Acting | None = None) -> list[Output]:
+    """The outputs of one batch, to its end; of the unedited model, if nothing acts."""
+    finished = {row: output for some in model.run(asks, acting) for row, output in some}
     return [finished[row] for row in range(len(asks))]

@@ -22,8 +22,9 @@ from app.model.answers import Finished
 from app.observe import Metrics
 from app.routes.answering import unless_gone
 from app.routes.middleware import RequestContext
-from editors.join import Transform
-from editors.neuron import TransformerPatcher
+from editors.composition import Composition
+from editors.registry import editors
+from editors.types import Acting
 from tests.app.conftest import settings_in, started
 from tests.deployed import deploy
 
@@ -85,15 +86,14 @@ async def test_a_cancelled_answer_is_not_written_on(tmp_path: Path) -> None:
     class Watched(Generator):
         """Tells what it is asked."""
 
-        def run(self, given: Sequence[Ask], transform: Transform) -> Iterator[Finished]:
+        def run(self, given: Sequence[Ask], acting: Acting | None) -> Iterator[Finished]:
             asks.extend(given)
             begun.set()
-            return super().run(given, transform)
+            return super().run(given, acting)
 
     model.__class__ = Watched
-    engine = Engine(
-        model, Live(0, TransformerPatcher().overlay(32, model.device), ()), Metrics(), max_batch=4, fit_share=0.3
-    )
+    overlay = Composition(editors(), model.sites, model.device)
+    engine = Engine(model, Live(0, overlay, ()), Metrics(), max_batch=4, fit_share=0.3)
     try:
         encodings = model.encode(["w1 w2"])
         decoding = Decoding(19_000)
@@ -129,8 +129,8 @@ async def test_a_request_that_the_stopping_server_cancels_is_answered_with_503()
 class Breaking(Generator):
     """Fails after the first token."""
 
-    def run(self, asks: Sequence[Ask], transform: Transform) -> Iterator[Finished]:
-        slices = super().run(asks, transform)
+    def run(self, asks: Sequence[Ask], acting: Acting | None) -> Iterator[Finished]:
+        slices = super().run(asks, acting)
         yield next(slices)
         raise ArithmeticError("broken")
 

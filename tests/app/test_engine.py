@@ -178,6 +178,22 @@ def test_a_fit_gets_on_while_predictions_never_pause(device: DeviceThread[str], 
         asking.join()
 
 
+def test_jobs_take_turns(device: DeviceThread[str]) -> None:
+    begin, turns = threading.Event(), list[str]()
+
+    def job(name: str) -> Generator[None, None, None]:
+        begin.wait(10)
+        for _ in range(3):
+            turns.append(name)
+            yield
+
+    jobs = [device.work(job(name), lambda _: None) for name in ("fit", "verdict")]
+    begin.set()
+    for each in jobs:
+        each.result(10)
+    assert turns[1:5] == ["verdict", "fit", "verdict", "fit"]
+
+
 def test_an_error_in_a_fit_reaches_whoever_waits_and_the_thread_goes_on(
     device: DeviceThread[str], texts: Texts
 ) -> None:
@@ -215,3 +231,43 @@ def test_closing_answers_what_waits_and_drops_the_fits(texts: Texts) -> None:
 def iter_then(count: int) -> Generator[int, None, Any]:
     yield from range(count)
     return count
+
+
+def test_a_job_that_nobody_waits_for_any_more_is_dropped_and_the_thread_goes_on(device: DeviceThread[str]) -> None:
+    began, go, slices = threading.Event(), threading.Event(), [0]
+
+    def job() -> Generator[int, None, str]:
+        while True:
+            began.set()
+            go.wait(10)
+            slices[0] += 1
+            yield slices[0]
+
+    done = device.work(job(), lambda step: None)
+    assert began.wait(10)
+    assert done.cancel()
+    go.set()
+    assert device.call(lambda: "still here").result(10) == "still here"
+    assert slices[0] == 1
+
+
+def test_a_job_or_a_call_that_ends_when_nobody_waits_any_more_does_no_harm(device: DeviceThread[str]) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def last_slice() -> str:
+        began.set()
+        go.wait(10)
+        return "done"
+
+    def job() -> Generator[int, None, str]:
+        yield 1
+        return last_slice()
+
+    for begin in (lambda: device.work(job(), lambda step: None), lambda: device.call(last_slice)):
+        began.clear()
+        go.clear()
+        done = begin()
+        assert began.wait(10)
+        assert done.cancel()
+        go.set()
+        assert device.call(lambda: "still here").result(10) == "still here"

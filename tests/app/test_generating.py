@@ -11,7 +11,6 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from app.judge import Judge
 from app.main import verify
 from app.settings import Settings
 from tests.app.conftest import sentence, settings_in, started
@@ -289,31 +288,3 @@ def test_a_classifier_generates_nothing(tmp_path: Path, tiny_model: Path) -> Non
             answer = client.post("/predict", json={"inputs": ["w1"], **body})
             assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
             assert "classifies" in answer.json()["detail"]
-
-
-def test_how_the_judge_keeps_edits_and_guard_to_stand_is_how_they_stand_computed_anew(settings: Settings) -> None:
-    with started(settings) as client:
-        app: Any = client.app
-        parts = app.state.service.parts
-        kept = parts.editing._shop.judge
-
-        def check() -> None:
-            anew = Judge(kept._memory, parts.engine.model, kept.required)
-            for judge in (kept, anew):
-                judge._stand(parts.engine.live)
-            assert torch.equal(kept._edits.answers, anew._edits.answers)
-            assert torch.equal(kept._guard.answers, anew._guard.answers)
-
-        first = edit(client, "w1 w2 w3", "w9 w8", rephrases=["w3 w2 w1"])
-        check()
-        edit(client, "w3 w2 w1", "w9 w5")
-        check()
-        edit(client, "w1 w2 w3", "w7", supersedes=first["id"])
-        check()
-        last = edit(client, sentence(3), "w50")
-        client.delete(f"/edits/{last['id']}")
-        check()
-        assert client.post(f"/edits/{last['id']}/reapply").status_code == 200
-        check()
-        client.post("/revisions/1/restore")
-        check()

@@ -113,10 +113,13 @@ def test_predictions_change_no_state(caller: Caller) -> None:
 
 def test_the_model_names_its_editors_with_their_options(caller: Caller) -> None:
     model = caller.client.get("/model").json()
-    (editor,) = model["editors"]
-    assert (editor["name"], editor["default"]) == ("transformer-patcher", True)
-    assert editor["options"]["additionalProperties"] is False
-    assert "max_neurons" in editor["options"]["properties"]
+    assert [(each["name"], each["default"]) for each in model["editors"]] == [
+        ("transformer-patcher", True),
+        ("grace", False),
+    ]
+    for editor, option in zip(model["editors"], ("max_neurons", "key_token"), strict=True):
+        assert editor["options"]["additionalProperties"] is False
+        assert option in editor["options"]["properties"]
     assert model["labels"] == ["red", "green", "blue", "yellow"]
     assert model["limits"]["max_inputs"] == 256
 

@@ -23,6 +23,7 @@ from app.settings import Settings
 from tests.app.conftest import Caller, sentence, settings_in, started
 
 TEXTS = tuple(sentence(number) for number in range(5))
+EDITORS = st.sampled_from(["transformer-patcher", "grace"])
 PROBES = (*TEXTS, sentence(11), sentence(12))
 
 
@@ -53,11 +54,11 @@ class Loop(RuleBasedStateMachine):
             self.service.close()
         self.process.close()
 
-    @rule(text=st.sampled_from(TEXTS), wanted=st.sampled_from(["red", "green", "blue"]))
-    def report(self, text: str, wanted: str) -> None:
+    @rule(text=st.sampled_from(TEXTS), wanted=st.sampled_from(["red", "green", "blue"]), editor=EDITORS)
+    def report(self, text: str, wanted: str, editor: str) -> None:
         """Report a mistake; where a live edit stands against it, the report must name it."""
         present = self._live_edit_of(text)
-        body = {"input": text, "target": wanted}
+        body = {"input": text, "target": wanted, "editor": editor}
         answer = self.caller.client.post("/edits", json=body, headers={"Prefer": "wait=60"})
         if present is not None and self._edit(present)["target"] != wanted:
             assert (answer.status_code, answer.json()["conflicts"]) == (409, [present])
@@ -68,13 +69,13 @@ class Loop(RuleBasedStateMachine):
             assert came_to_nothing(answer)
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data(), wanted=st.sampled_from(["red", "green", "blue", "yellow"]))
-    def supersede(self, data: st.DataObject, wanted: str) -> None:
+    @rule(data=st.data(), wanted=st.sampled_from(["red", "green", "blue", "yellow"]), editor=EDITORS)
+    def supersede(self, data: st.DataObject, wanted: str, editor: str) -> None:
         former = data.draw(st.sampled_from(self.live))
         text = self._edit(former)["input"]
         if self._edit(former)["target"] == wanted:
             return
-        body = {"input": text, "target": wanted, "supersedes": former}
+        body = {"input": text, "target": wanted, "supersedes": former, "editor": editor}
         answer = self.caller.client.post("/edits", json=body, headers={"Prefer": "wait=60"})
         if answer.status_code != 201:
             assert came_to_nothing(answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from sqlalchemy import Engine as SqlEngine
@@ -15,6 +15,7 @@ from app.editing.worker import Worker
 from app.follower import Follower
 from app.judge import Judge
 from app.store import Ledger
+from editors.codebook import value
 from editors.neuron import closed_form
 
 BEFORE, WITHIN, AFTER = "before", "within", "after"
@@ -50,14 +51,15 @@ def arm(stage: str, nth: int) -> None:
     if name in _CHANGES:
         _arm_change(name, moment, trap)
         return
-    owner, method = {
-        "capture": (Worker, "_capture"),
-        "judge": (Judge, "of_patch"),
-        "judge_removal": (Judge, "of_alive"),
-        "follow": (Follower, "_follow"),
-        "fit": (closed_form, "fit"),
-    }[name]
-    _wrap(owner, method, moment, trap)
+    places: dict[str, list[tuple[Any, str]]] = {
+        "capture": [(Worker, "_capture")],
+        "judge": [(Judge, "of_patch")],
+        "judge_removal": [(Judge, "of_alive")],
+        "follow": [(Follower, "_follow")],
+        "fit": [(closed_form, "fit"), (value, "fit")],
+    }
+    for owner, method in places[name]:
+        _wrap(owner, method, moment, trap)
 
 
 def _die() -> None:
@@ -119,7 +121,9 @@ def _wrap(owner: Any, name: str, moment: str, trap: _Trap) -> None:
 
 
 def _then(result: Any, trap: _Trap) -> Any:
-    """Spring when the result is there; of a coroutine, when it has ended."""
+    """Spring when the result is there; of a coroutine or a generator, when it has ended."""
+    if isinstance(result, Generator):
+        return _ended(result, trap)
     if not hasattr(result, "__await__"):
         trap.spring()
         return result
@@ -130,3 +134,9 @@ def _then(result: Any, trap: _Trap) -> Any:
         return value
 
     return awaited()
+
+
+def _ended(slices: Generator[Any, None, Any], trap: _Trap) -> Generator[Any, None, Any]:
+    value = yield from slices
+    trap.spring()
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.journeys.processes import Fault, Process, eventually
 
 pytestmark = pytest.mark.journey
 
+EDITORS = ("transformer-patcher", "grace")
 TEXTS = ("w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10 w11 w12")
 ROUNDS = (1, 2, 3)
 """Which edit, or which revert, of a process it is that dies: with more live edits each time."""
@@ -48,7 +50,7 @@ def test_postgresql_loses_nothing_either(
 def die_during_edits(settings: Settings, fault: Fault) -> None:
     """Report edits until the process dies; start again, send the unanswered one again, and look at everything."""
     with Process(settings, fault) as process:
-        bodies = [_mistake(process.client, text) for text in TEXTS]
+        bodies = _mistakes(process.client)
         acknowledged = _report_until_death(process, bodies)
         process.wait_for_death()
     with Process(settings) as process:
@@ -65,7 +67,7 @@ def die_during_edits(settings: Settings, fault: Fault) -> None:
 def die_during_reverts(settings: Settings, fault: Fault) -> None:
     """Make edits, revert them until the process dies; start again, send the unanswered revert again, and look."""
     with Process(settings, fault) as process:
-        bodies = [_mistake(process.client, text) for text in TEXTS]
+        bodies = _mistakes(process.client)
         edits = {str(key): _report(process.client, key, body, wait=True) for key, body in enumerate(bodies)}
         reverted = _revert_until_death(process, list(edits.values()))
         process.wait_for_death()
@@ -101,9 +103,12 @@ def _revert_until_death(process: Process, edit_ids: list[str]) -> list[str]:
     return reverted
 
 
-def _mistake(client: httpx.Client, text: str) -> dict[str, Any]:
-    label = client.post("/predict", json={"inputs": [text], "edits": "off"}).json()["predictions"][0]["label"]
-    return {"input": text, "target": next(other for other in LABELS if other != label)}
+def _mistakes(client: httpx.Client) -> list[dict[str, Any]]:
+    """A report of each text, for both editors in turn."""
+    answers = client.post("/predict", json={"inputs": TEXTS, "edits": "off"}).json()["predictions"]
+    targets = [next(other for other in LABELS if other != answer["label"]) for answer in answers]
+    reports = zip(TEXTS, targets, cycle(EDITORS))
+    return [{"input": text, "target": target, "editor": editor} for text, target, editor in reports]
 
 
 def _report(client: httpx.Client, key: int, body: dict[str, Any], *, wait: bool = False) -> str:

@@ -70,15 +70,14 @@ def test_a_stopping_service_lets_go_of_those_who_wait_for_an_edit(settings: Sett
             assert wait.result().status_code in (200, 201, 202)
 
 
-def test_an_edit_made_in_one_process_is_served_by_another(anywhere: Settings) -> None:
+def test_edits_of_both_kinds_made_in_one_process_are_served_by_another(anywhere: Settings) -> None:
     with Process(anywhere) as one, Process(anywhere) as other:
-        answer = one.client.post(
-            "/edits", json={"input": "w1 w2", "target": _mistake(one.client, "w1 w2")}, headers={"Prefer": "wait=60"}
-        )
-        assert answer.status_code == 201
-        body = {"inputs": ["w1 w2"], "min_revision": 1}
-        eventually(lambda: other.client.post("/predict", json=body).status_code == 200)
-        assert other.client.post("/predict", json=body).json() == one.client.post("/predict", json=body).json()
+        for text, editor in (("w1 w2", "grace"), ("w5 w6", "transformer-patcher")):
+            body = {"input": text, "target": _mistake(one.client, text), "editor": editor}
+            assert one.client.post("/edits", json=body, headers={"Prefer": "wait=60"}).status_code == 201
+        asked = {"inputs": ["w1 w2", "w5 w6"], "min_revision": 2}
+        eventually(lambda: other.client.post("/predict", json=asked).status_code == 200)
+        assert other.client.post("/predict", json=asked).json() == one.client.post("/predict", json=asked).json()
 
 
 def test_when_the_process_that_works_the_queue_dies_another_takes_it_over(anywhere: Settings) -> None:
@@ -92,7 +91,9 @@ def test_when_the_process_that_works_the_queue_dies_another_takes_it_over(anywhe
 
 def test_reports_to_several_processes_are_worked_on_once_each(anywhere: Settings) -> None:
     with Process(anywhere) as one, Process(anywhere) as other:
-        ids = [report((one, other)[n % 2].client, f"w{n} w{n + 3} w{n + 9}") for n in range(6)]
+        editors = ("grace", "grace", "transformer-patcher")
+        texts = [f"w{n} w{n + 3} w{n + 9}" for n in range(6)]
+        ids = [report((one, other)[n % 2].client, text, editor=editors[n % 3]) for n, text in enumerate(texts)]
         for edit_id in ids:
             eventually(lambda edit_id=edit_id: status(one.client, edit_id) in ENDED)
         for edit_id in ids:

@@ -83,6 +83,13 @@ def test_an_edit_that_never_went_live_has_no_patch(ledger: Ledger) -> None:
         ledger.patch_of(UNKNOWN)
 
 
+def test_the_texts_of_an_edit_are_its_input_and_then_its_rephrases(ledger: Ledger) -> None:
+    first, second = live(ledger, "one"), live(ledger, "two")
+    rephrase = "my card is not here"
+    assert ledger.texts([second, first, UNKNOWN]) == {first: ("one", rephrase), second: ("two", rephrase)}
+    assert ledger.texts([]) == {}
+
+
 def test_activations_are_kept_for_those_that_have_some(ledger: Ledger) -> None:
     first, second = live(ledger, "one"), accept(ledger, "two")
     assert ledger.activations([first, second, UNKNOWN]) == {first: b"rows of " + first.encode()}

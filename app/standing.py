@@ -1,0 +1,210 @@
+"""How remembered texts stand under a revision, computed anew only where a change of the live patches can reach.
+
+The queries and residuals of a text at the last norm do not depend on any patch behind the last feed-forward layer: such
+a patch is one product with the rows, and those on which it fires are read out again. An entry of an inner layer acts
+on the texts in its ball alone, and on the radii of the entries near it (`Codebook.reached_by`); a text that finds
+another entry than before is run through the model again, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from app.engine import View
+from app.model import Model
+from app.texts import Shown, Texts
+from editors.columns import Columns
+from editors.composition import NOTHING, Composition
+from editors.types import Rows
+
+CHUNK = 512
+"""Rows in one readout: of a vocabulary of 150,000 that is 300 MB of logits."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """How texts stand when some patches are alive: what differs from how they stand now, and the answers of all.
+
+    alive: (patches,) bool. entered: (texts,) int64, the patch that each text finds. answers: (rows,) int64.
+    moved, moved_rows: rows whose text finds another patch than now, with the entries of inner layers in place and
+    without what is added behind the last. fired: by patch that came or went, the rows on which it fires.
+    """
+
+    alive: Tensor
+    shown: Shown
+    entered: Tensor
+    answers: Tensor
+    moved: Tensor
+    moved_rows: Rows
+    fired: Mapping[int, Tensor]
+
+    def texts_touched_by(self, patch: int) -> Tensor:
+        """The texts in whose answers a patch that came takes part: (k,) int64, ascending."""
+        found = (self.entered == patch).nonzero().squeeze(-1)
+        fired = self.fired.get(patch, found[:0])
+        touched: Tensor = torch.cat([found, self.shown.owners[fired]]).unique()
+        return touched
+
+
+class Standing:
+    """Texts, and how they stand under the live revision. Belongs to the thread of the device."""
+
+    def __init__(self, texts: Texts, model: Model, *, fixed: bool) -> None:
+        """fixed: no text will come, so what each patch fires on is worth keeping; and the unedited model gives every
+        text the answer that it should get.
+        """
+        self._texts = texts
+        self._model = model
+        self._fixed = fixed
+        self._fired: dict[int, Tensor] = {}
+        """Of patches behind the last layer the rows on which they fire, as the rows stand now."""
+        self._moved: Columns | None = None
+        """Queries and residuals as they stand now; none as long as no text has found an entry."""
+        self._count = 0  # of the rows in these
+        shown = texts.shown if fixed else texts.shown.none()
+        rows, nothing = shown.rows, shown.rows.labels[:0]
+        nobody = torch.zeros(0, dtype=torch.bool)
+        found = torch.full_like(shown.starts, NOTHING)
+        self.now = Outcome(nobody, shown, found, rows.labels, nothing, rows[:0], {})
+
+    def rows(self, outcome: Outcome, which: Tensor) -> Rows:
+        """Some rows as they stand in an outcome: (k,) int64 or (rows,) bool."""
+        which = which.nonzero().squeeze(-1) if which.dtype == torch.bool else which
+        picked = self._standing(outcome.shown)[which]
+        place = torch.full_like(outcome.answers, NOTHING)
+        place[outcome.moved] = torch.arange(len(outcome.moved), device=place.device)
+        other = place[which] != NOTHING
+        if not bool(other.any()):
+            return picked
+        moved = outcome.moved_rows[place[which][other]]
+        queries, residuals = picked.queries.clone(), picked.residuals.clone()
+        queries[other], residuals[other] = moved.queries, moved.residuals
+        return Rows(queries, residuals, picked.labels)
+
+    def all_rows(self) -> Rows:
+        """All rows as they stand now; not a copy."""
+        return self._standing(self.now.shown)
+
+    def stand(self, view: View, shown: Shown) -> Generator[None, None, None]:
+        """Make `now` what it is under a view, with the texts that have come since: those that are shown."""
+        self.adopt((yield from self._under(view, shown)))
+
+    def adopt(self, outcome: Outcome) -> None:
+        """Make `now` this, which was computed from it."""
+        if len(outcome.moved):
+            self._fired.clear()
+            self._move(outcome)
+        if self._fixed:
+            self._fired.update(outcome.fired)
+        self.now = replace(outcome, moved=outcome.moved[:0], moved_rows=outcome.moved_rows[:0], fired={})
+
+    def under(self, view: View) -> Generator[None, None, Outcome]:
+        """How the texts would stand under a view whose overlay has grown from that of the present one."""
+        return self._under(view, self.now.shown)
+
+    def _under(self, view: View, shown: Shown) -> Generator[None, None, Outcome]:
+        overlay = view.overlay
+        before = torch.zeros_like(view.alive)
+        before[: len(self.now.alive)] = self.now.alive
+        changed = [int(number) for number in (before != view.alive).nonzero().flatten()]
+        fresh = torch.arange(len(self.now.entered), shown.count, device=shown.owners.device)
+        entered = torch.cat([self.now.entered, torch.full_like(fresh, NOTHING)])
+        moving = yield from self._found_anew(view, before, changed, fresh, entered)
+        moved = shown.rows_of(moving)
+        moved_rows = yield from self._moved_rows(shown, moving, moved, entered, view)
+        fired = self._fired_on(overlay, overlay.adding(changed), shown, moved, moved_rows)
+        answers = torch.cat([self.now.answers, shown.rows.labels[len(self.now.answers) :]])
+        outcome = Outcome(view.alive, shown, entered, answers, moved, moved_rows, fired)
+        which = torch.cat([moved, shown.rows_of(fresh), *fired.values()]).unique()
+        self._answer(outcome, which, view)
+        return outcome
+
+    def _found_anew(
+        self, view: View, before: Tensor, changed: Sequence[int], fresh: Tensor, entered: Tensor
+    ) -> Generator[None, None, Tensor]:
+        """The texts that find another patch than is noted in `entered`, which is set right: (k,) int64, ascending."""
+        overlay = view.overlay
+        sites = {site.name: site for site in (*overlay.visited(before), *overlay.visited(view.alive))}
+        if not sites or not (changed or len(fresh)):
+            return fresh[:0]
+        keys = {}
+        for name, site in sites.items():
+            keys[name] = (yield from self._texts.keys(site, self._model))[: len(entered)]
+        reached = torch.cat([overlay.reached_by(keys, before, view.alive), fresh]).unique()
+        found = overlay.found(keys, view.alive, reached)
+        moving: Tensor = reached[found != entered[reached]]
+        entered[reached] = found
+        return moving
+
+    def _moved_rows(
+        self, shown: Shown, texts: Tensor, moved: Tensor, entered: Tensor, view: View
+    ) -> Generator[None, None, Rows]:
+        """The rows of texts that find another patch than now: those that find one are run through the model."""
+        rows = shown.rows[moved]
+        finding = texts[entered[texts] != NOTHING]
+        if not len(finding):
+            return rows
+        read = yield from self._texts.read_under(finding, view, self._model)
+        queries, residuals = rows.queries.clone(), rows.residuals.clone()
+        place = torch.isin(moved, shown.rows_of(finding))
+        queries[place], residuals[place] = read.queries, read.residuals
+        return Rows(queries, residuals, rows.labels)
+
+    def _fired_on(
+        self, overlay: Composition, patches: Sequence[int], shown: Shown, moved: Tensor, moved_rows: Rows
+    ) -> dict[int, Tensor]:
+        """On which rows each of these patches fires, as the rows would stand."""
+        unknown = [number for number in patches if number not in self._fired]
+        fired = {number: self._fired[number] for number in patches if number in self._fired}
+        fired |= _by_patch(overlay, unknown, self._standing(shown))
+        if not len(moved):
+            return fired
+        again = _by_patch(overlay, patches, moved_rows)
+        return {
+            number: torch.cat([rows[~torch.isin(rows, moved)], moved[again[number]]]).unique()
+            for number, rows in fired.items()
+        }
+
+    @torch.no_grad()
+    def _answer(self, outcome: Outcome, which: Tensor, view: View) -> None:
+        """Set the answers of some rows right."""
+        alive = view.alive.unsqueeze(0).to(which.device)
+        for some in which.split(CHUNK):
+            rows = self.rows(outcome, some)
+            residuals, _ = view.overlay.apply(rows.queries, rows.residuals, alive, torch.zeros_like(some))
+            outcome.answers[some] = self._model.readout(residuals).argmax(-1)
+
+    def _standing(self, shown: Shown) -> Rows:
+        if self._moved is None:
+            return shown.rows
+        if (end := len(shown.rows)) > self._count:
+            here = slice(self._count, end)
+            self._moved = self._moved.reserve(self._count, end)
+            fresh = {"queries": shown.rows.queries[here], "residuals": shown.rows.residuals[here]}
+            self._moved.write(self._count, end, **fresh)
+            self._count = end
+        return Rows(**self._moved.upto(end), labels=shown.rows.labels)
+
+    def _move(self, outcome: Outcome) -> None:
+        if self._moved is None:
+            rows = outcome.shown.rows
+            self._moved = Columns.of({"queries": rows.queries.clone(), "residuals": rows.residuals.clone()})
+            self._count = len(rows)
+        self._standing(outcome.shown)
+        self._moved["queries"][outcome.moved] = outcome.moved_rows.queries
+        self._moved["residuals"][outcome.moved] = outcome.moved_rows.residuals
+
+
+def _by_patch(overlay: Composition, patches: Sequence[int], rows: Rows) -> dict[int, Tensor]:
+    """On which rows each of these patches fires."""
+    if not patches:
+        return {}
+    alive = torch.ones(1, len(patches), dtype=torch.bool, device=rows.labels.device)
+    firing = overlay.pick(patches).apply(rows.queries, rows.residuals, alive, torch.zeros_like(rows.labels))[1]
+    order = firing.patches.argsort(stable=True)
+    counts = firing.patches.bincount(minlength=len(patches)).tolist()
+    return dict(zip(patches, firing.rows[order].split(counts), strict=True))
