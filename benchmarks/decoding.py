@@ -20,13 +20,13 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from app.engine import Engine, Live
 from app.model import Ask, Decoding, Encoding, Generator, load
 from app.observe import Metrics
-from editors.neuron import TransformerPatcher
+from editors.composition import Composition
+from editors.registry import editors
 
 PROMPTS = (
     *("Once upon a time", "The dog", "Lily went to the park and", "She said", "A big", "Tom had a red", "One day"),
@@ -80,7 +80,7 @@ def ways(folder: str) -> list[Way]:
 
     def in_slices() -> list[list[int]]:
         asks = [Ask(encoding, Decoding(NEW_TOKENS)) for encoding in encodings]
-        finished = {row: output for some in served.run(asks, _bare) for row, output in some}
+        finished = {row: output for some in served.run(asks, None) for row, output in some}
         return [finished[row].raw.tolist() for row in range(len(asks))]
 
     def continuously() -> list[list[int]]:
@@ -98,7 +98,7 @@ def turns(folder: str, few_running: int) -> Turns:
     """Answers through the engine, when so many batches take turns."""
     served = load(folder, device="cpu")
     assert isinstance(served, Generator)
-    live = Live(0, TransformerPatcher().overlay(served.hidden_size, served.device), ())
+    live = Live(0, Composition(editors(), served.sites, served.device), ())
     engine = Engine(served, live, Metrics(), max_batch=32, fit_share=0.3, few_running=few_running)
     try:
         return asyncio.run(_taking_turns(engine, few_running))
@@ -158,10 +158,6 @@ def _timed(way: Callable[[], list[list[int]]], expected: list[list[int]]) -> tup
 def _ended(tokens: Sequence[int], end: int) -> list[int]:
     tokens = list(tokens)
     return tokens[: tokens.index(end)] if end in tokens else tokens
-
-
-def _bare(queries: Tensor, residuals: Tensor) -> Tensor:
-    return residuals
 
 
 def show(found: Sequence[Way], taken: Sequence[Turns], console: Console) -> None:

@@ -11,13 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import sys
-import tempfile
-import time
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,43 +22,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from app.cli.client import Client, Problem
-from app.cli.documents import Draft
-from benchmarks.server import Server
+from benchmarks.reporting import INPUTS_A_REQUEST, Entry, Reported, Service, mean, read_entries, serving, share
 
 SEED = 0
-INPUTS_A_REQUEST = 250
 ENDS = 100
 """Edits at the beginning and at the end whose times are compared."""
-WAIT = 60.0
 SOME_LEARNED_BEFORE = 5
 """One in so many mistakes, at most, is right already when its turn comes, thanks to earlier edits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A word and its phonemes."""
-
-    input: str
-    target: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """How the service answered one report."""
-
-    entry: Entry
-    status: str  # of the edit, or the code of the refusal
-    seconds: float  # from request to answer
-    fit_seconds: float = 0.0
-    neurons: int = 0
-    right: bool = False  # directly afterwards, written freely
-    failed_gates: tuple[str, ...] = ()
-
-    @property
-    def needed(self) -> bool:
-        """Whether there was something to learn, that the tokenizer can write."""
-        return self.status not in ("not_needed", "unwritable_target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,63 +58,11 @@ class Outcome:
         return self.seconds_last / self.seconds_first
 
 
-class Service:
-    """The service under measurement."""
-
-    def __init__(self, client: Client, options: dict[str, Any]) -> None:
-        """options: of the editor, sent with every report."""
-        self._client, self._options = client, options
-        self._hidden: int | None = None
-
-    def says(self, words: Sequence[str], *, edited: bool = True) -> list[str]:
-        """What it answers, written freely."""
-        answers: list[str] = []
-        for start in range(0, len(words), INPUTS_A_REQUEST):
-            answer = self._client.predict(words[start : start + INPUTS_A_REQUEST], edited=edited)
-            answers.extend(prediction["text"].strip() for prediction in answer["predictions"])
-        return answers
-
-    def report(self, entry: Entry, supersedes: str | None = None) -> Reported:
-        """Report a mistake and wait until its edit has ended."""
-        draft: Draft = {"input": entry.input, "target": entry.target, "options": self._options}
-        if supersedes is not None:
-            draft["supersedes"] = supersedes
-        began = time.perf_counter()
-        try:
-            edit: Any = self._client.report(draft, key=str(uuid.uuid4()), wait=WAIT)
-        except Problem as refusal:
-            seconds = time.perf_counter() - began
-            if refusal.code == "conflicting_edit" and supersedes is None:
-                return self.report(entry, supersedes=refusal.document["conflicts"][0])
-            gates = tuple(gate["name"] for gate in refusal.document.get("gates", ()))
-            return Reported(entry, refusal.code, seconds, failed_gates=gates)
-        seconds = time.perf_counter() - began
-        right = self.says([entry.input]) == [entry.target.strip()]
-        if edit["fit"] is None:
-            return Reported(entry, edit["status"], seconds, right=right)
-        # key, value, bias and the code of the activation
-        neurons = edit["fit"]["parameters"] // (2 * self.hidden_size + 2)
-        return Reported(entry, edit["status"], seconds, edit["fit"]["seconds"], neurons, right)
-
-    @property
-    def hidden_size(self) -> int:
-        """The width of the model, as GET /model tells it."""
-        if self._hidden is None:
-            self._hidden = int(self._client.model()["hidden_size"])
-        return self._hidden
-
-
-def read_entries(path: Path) -> list[Entry]:
-    """JSON Lines with `input` and `target`."""
-    lines = path.read_text("utf-8").splitlines()
-    return [Entry(row["input"], row["target"]) for row in map(json.loads, lines)]
-
-
 def run_lexicon(data: Path, model: str, *, edits: int, watched: int, memory: int, options: dict[str, Any]) -> Outcome:
     """Report words of the lexicon that the model gets wrong, until `edits` of them needed an edit."""
     entries = _shuffled(data)
     remembered, rest = entries[:memory], entries[memory:]
-    with _serving(model, remembered, options) as service:
+    with serving(model, remembered, options) as service:
         mistakes, right = _sorted_out(service, rest, mistakes=edits + edits // SOME_LEARNED_BEFORE, right=watched)
         return _edited("lexicon", service, mistakes, right, memory, needed=edits)
 
@@ -162,7 +75,7 @@ def run_corrections(
     corrected = {entry.input for entry in stream}
     entries = [entry for entry in _shuffled(data) if entry.input not in corrected]
     remembered, rest = entries[:memory], entries[memory:]
-    with _serving(model, remembered, options) as service:
+    with serving(model, remembered, options) as service:
         _, right = _sorted_out(service, rest, mistakes=0, right=watched)
         return _edited("corrections", service, stream, right, memory)
 
@@ -171,25 +84,6 @@ def _shuffled(data: Path) -> list[Entry]:
     entries = read_entries(data / "g2p_us_lexicon.jsonl")
     random.Random(SEED).shuffle(entries)
     return entries
-
-
-@contextmanager
-def _serving(model: str, remembered: Sequence[Entry], options: dict[str, Any]) -> Iterator[Service]:
-    folder = Path(tempfile.mkdtemp(prefix="errata-bench-"))
-    memory = folder / "memory.jsonl"
-    memory.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in remembered), "utf-8")
-    settings = {"MODEL": model, "MEMORY_FILE": str(memory), "CACHE_DIR": str(folder / "cache"), "LOG_LEVEL": "warning"}
-    server = Server(folder, settings)
-    try:
-        server.start()
-        with Client(server.url) as client:
-            yield Service(client, options)
-    except Exception:
-        print(server.last_words(), file=sys.stderr)
-        raise
-    finally:
-        server.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sorted_out(
@@ -245,17 +139,17 @@ def _measured(name: str, service: Service, done: Sequence[Reported], unchanged: 
         reports=len(done),
         statuses=_counted(each.status for each in done),
         failed_gates=_counted(gate for each in done for gate in each.failed_gates),
-        success=_share([each.right for each in needed]),
-        retained=_share([held[word] for word, each in last.items() if each.status == "live"]),
-        retained_unneeded=_share([held[word] for word, each in last.items() if each.status == "not_needed"]),
-        unchanged=_share(unchanged),
+        success=share([each.right for each in needed]),
+        retained=share([held[word] for word, each in last.items() if each.status == "live"]),
+        retained_unneeded=share([held[word] for word, each in last.items() if each.status == "not_needed"]),
+        unchanged=share(unchanged),
         watched=len(unchanged),
         memory_words=memory,
-        neurons_an_edit=_mean([each.neurons for each in live]),
-        seconds_first=_mean([each.seconds for each in live[:ENDS]]),
-        seconds_last=_mean([each.seconds for each in live[-ENDS:]]),
-        fit_seconds_first=_mean([each.fit_seconds for each in live[:ENDS]]),
-        fit_seconds_last=_mean([each.fit_seconds for each in live[-ENDS:]]),
+        neurons_an_edit=mean([each.values for each in live]),
+        seconds_first=mean([each.seconds for each in live[:ENDS]]),
+        seconds_last=mean([each.seconds for each in live[-ENDS:]]),
+        fit_seconds_first=mean([each.fit_seconds for each in live[:ENDS]]),
+        fit_seconds_last=mean([each.fit_seconds for each in live[-ENDS:]]),
         seconds=tuple(round(each.seconds, 5) for each in live),
     )
 
@@ -265,14 +159,6 @@ def _counted(names: Iterator[str]) -> dict[str, int]:
     for name in names:
         counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def _share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags) if flags else 1.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(len(values), 1)
 
 
 def show(outcomes: Sequence[Outcome], console: Console) -> None:
