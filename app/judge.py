@@ -98,10 +98,15 @@ class Judged:
     offended: Rows
 
 
+class Outdated(Exception):
+    """A revision shall be judged that another one has followed, which was judged already."""
+
+
 class Judge:
     """Measures what a change of the live patches does to the guard and to every live edit.
 
-    Every method is a generator that runs on the device thread; one at a time may be under way.
+    Every method is a generator that runs on the device thread; one at a time may be under way. Each raises Outdated for
+    a `live` that is older than one that was judged before.
     """
 
     def __init__(self, memory: Memory, model: Model, required: Required) -> None:
@@ -110,6 +115,7 @@ class Judge:
         self._model = model
         self._guard = Standing(memory.guard.texts, model, fixed=True)
         self._edits = Standing(memory.edits.texts, model, fixed=False)
+        self._revision = 0
         self._judged_last: tuple[str, Outcome, Outcome] | None = None  # an edit that may go live, and what it would do
 
     def of_patch(self, live: Live, view: View, *, exempt: Exemption) -> Generator[None, None, Judged]:
@@ -209,6 +215,9 @@ class Judge:
 
         Returns the edits that are judged: edits that are put on the shelf meanwhile wait for the next time.
         """
+        if live.revision < self._revision:
+            raise Outdated
+        self._revision = live.revision
         shelved = self._memory.edits.shown
         if not torch.equal(self._guard.now.alive, live.alive):
             self._adopt_judged_last(live)

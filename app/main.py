@@ -113,6 +113,7 @@ def _report_failure(task: asyncio.Task[None], on_failure: Callable[[BaseExceptio
 def serve(settings: Settings) -> None:
     """Run the service until it is told to stop."""
     set_up_logging(settings.log_level, settings.log_format)
+    editor_named(settings.editor, editors())  # an editor that there is not is told before the model is loaded
     if not _is_loopback(settings.host):
         log.warning(
             "listening beyond this machine: whoever reaches this address can read, change and revert edits",

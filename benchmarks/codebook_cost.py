@@ -43,7 +43,7 @@ from editors.composition import Composition
 from editors.layers import LayerSite
 from editors.registry import options_of
 from editors.types import Header, Patch, Reading, Remembered
-from editors.visit import Reach
+from editors.visit import Places
 
 SEED = 0
 BATCH = 32
@@ -117,7 +117,7 @@ def entries_of(model: Model, keys: Tensor, known: Tensor, site: LayerSite) -> li
             "values": values[number : number + 1],
             "reach": torch.tensor(reach_of(keys[number : number + 1], guard, share), dtype=torch.float64),
             "answer": answers[number],
-            "places": torch.tensor(int(Reach.LAST)),
+            "places": torch.tensor(int(Places.LAST)),
         }
 
     return [Patch(header, tensors(number)) for number in range(len(keys))]

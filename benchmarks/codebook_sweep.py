@@ -15,7 +15,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from app.engine import View
@@ -96,13 +95,13 @@ def settings(family: str) -> dict[str, dict[str, Any]]:
     for start, rate in product(("cold", "warm"), (0.1, 0.3, 1.0)):
         chosen[f"{start}, rate {rate}"] = {"start": start, "learning_rate": rate}
     if family in ("encoder-decoder", "decoder"):
-        for layer in (-2, -3, -4):
+        for layer in (-2, -4):
             chosen[f"layer {layer}"] = {"layer": layer}
-        for layer, (replace, start) in product((-1, -2, -4), (("all", "cold"), ("prompt", "cold"), ("last", "cold"))):
-            one = {"layer": layer, "replace": replace, "values": "one", "start": start, "learning_rate": 0.3}
+        for layer, replace in product((-1, -2, -4), ("all", "prompt", "last")):
+            one = {"layer": layer, "replace": replace, "values": "one", "learning_rate": 0.3}
             chosen[f"layer {layer}, one value, {replace}"] = one
     else:
-        for layer in (-2, -3, -6):
+        for layer in (-2, -4):
             chosen[f"layer {layer}"] = {"layer": layer}
             chosen[f"layer {layer}, key first"] = {"layer": layer, "key_token": "first"}
         chosen["layer -2, prompt"] = {"layer": -2, "replace": "prompt"}
@@ -124,10 +123,12 @@ def stories(model: str) -> Task:
     return Task("stories", model, others[:half], [*edited, *others[half:]], lambda text: [text.replace(" the ", " a ")])
 
 
-def prepare(task: Task, *, edits: int, unseen: int, memory: int) -> Bench:
-    """Load the model and read every text once, with its keys at every site that a setting may ask for."""
-    model = load(task.model, device="cpu")
-    sites = _sites(model)
+def prepare(
+    task: Task, model: Model, chosen: Mapping[str, Mapping[str, Any]], *, edits: int, unseen: int, memory: int
+) -> Bench:
+    """Read every text once, with its keys at every site that a chosen setting asks for."""
+    every = [GRACE.site(model.sites, options_of(GRACE, given, model.sites.family)) for given in chosen.values()]
+    sites = list({site.name: site for site in every}.values())
     remembered = _right(model, task.memory[:memory], sites)
     given = task.unseen[: 4 * (edits + unseen)]
     known = _right(model, given, ())
@@ -139,17 +140,10 @@ def prepare(task: Task, *, edits: int, unseen: int, memory: int) -> Bench:
     return Bench(model, remembered, *(Texts.of(inputs, each.reading) for inputs, each in read))
 
 
-def sweep(task: str, bench: Bench, only: Sequence[str], report: Callable[[], None]) -> list[Outcome]:
-    """Every setting, or those named `only`."""
-    family = bench.model.sites.family
-    chosen = {name: given for name, given in settings(family).items() if not only or name in only}
-    outcomes = []
+def sweep(task: str, bench: Bench, chosen: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
+    """The sequence of edits under each of the chosen settings."""
     for name, given in chosen.items():
-        options: Options = options_of(GRACE, given, family)
-        if -len(bench.model.sites.layers) <= options.layer:
-            outcomes.append(_edited(task, name, bench, options))
-        report()
-    return outcomes
+        yield _edited(task, name, bench, options_of(GRACE, given, bench.model.sites.family))
 
 
 def _edited(task: str, name: str, bench: Bench, options: Options) -> Outcome:
@@ -200,8 +194,9 @@ def _edited(task: str, name: str, bench: Bench, options: Options) -> Outcome:
 
 def _rights(texts: Texts, model: Model, view: View) -> list[bool]:
     """Which texts are right at every position under a view."""
-    outcome = finish(Standing(texts, model, fixed=True).under(view))
-    wrong = outcome.shown.owners[outcome.answers != outcome.shown.rows.labels].unique()
+    standing = Standing(texts, model, fixed=False)  # what the unedited model says to them is not what they want
+    finish(standing.stand(view, texts.shown))
+    wrong = texts.shown.owners[standing.now.answers != texts.shown.rows.labels].unique()
     right = torch.ones(len(texts), dtype=torch.bool)
     right[wrong] = False
     flags: list[bool] = right.tolist()
@@ -222,16 +217,13 @@ def _nothing_added(queries: torch.Tensor, residuals: torch.Tensor) -> torch.Tens
     return residuals
 
 
-def _sites(model: Model) -> list[LayerSite]:
-    """The sites of every setting."""
-    family = model.sites.family
-    found = {}
-    for given in settings(family).values():
-        options = options_of(GRACE, given, family)
-        if -len(model.sites.layers) <= options.layer:
-            site = GRACE.site(model.sites, options)
-            found[site.name] = site
-    return list(found.values())
+def _chosen(model: Model, only: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The settings of those names, or all, that a model has the layers for."""
+    every = settings(model.sites.family)
+    layers = min(len(each) for each in (model.sites.layers, model.sites.answering) if each)
+    return {
+        name: given for name, given in every.items() if (not only or name in only) and -given.get("layer", -1) <= layers
+    }
 
 
 def _read(model: Model, entries: Sequence[Entry], sites: Sequence[LayerSite]) -> tuple[list[str], Read]:
@@ -301,16 +293,17 @@ def main() -> None:
     for name, make in makers.items():
         if given.only and name not in given.only:
             continue
-        bench = prepare(make(), edits=given.edits, unseen=given.unseen, memory=given.memory)
-        with Progress(console=Console(stderr=True)) as progress:
-            shown = progress.add_task(
-                f"Editing: {name}", total=len(given.settings or settings(bench.model.sites.family))
-            )
-            outcomes += sweep(name, bench, given.settings, lambda shown=shown: progress.advance(shown))  # type: ignore[misc]
-        if given.output is not None:
-            given.output.mkdir(parents=True, exist_ok=True)
-            written = json.dumps([asdict(one) for one in outcomes], indent=1)
-            (given.output / "codebook_sweep.json").write_text(written + "\n")
+        task = make()
+        model = load(task.model, device="cpu")
+        chosen = _chosen(model, given.settings)
+        bench = prepare(task, model, chosen, edits=given.edits, unseen=given.unseen, memory=given.memory)
+        for number, outcome in enumerate(sweep(name, bench, chosen), start=1):
+            outcomes.append(outcome)
+            print(f"{name}, {number} of {len(chosen)}: {outcome.setting}", file=sys.stderr)
+            if given.output is not None:
+                given.output.mkdir(parents=True, exist_ok=True)
+                written = json.dumps([asdict(one) for one in outcomes], indent=1)
+                (given.output / "codebook_sweep.json").write_text(written + "\n")
     show(outcomes, Console(width=None if sys.stdout.isatty() else 140))
 
 

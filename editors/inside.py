@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from editors.join import Join, Pass, Transform
 from editors.layers import LayerSite
 from editors.shell import Recorded, with_layers
-from editors.visit import Found, Look, Reach, Visit, column_of
+from editors.visit import Found, Look, Places, Visit, column_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +64,17 @@ class Inside:
             kept = [Recorded(layer, recorded[each]) if each in recorded else layer for each, layer in numbered]
             self._suffix = with_layers(self._suffix, name, kept)
 
-    def own(self, reach: Reach) -> Tensor:
+    def own(self, reach: Places) -> Tensor:
         """What the layer gives by itself to the input, where values would stand: (values, hidden).
 
         One at the key's token, or, where each position of the answer has its own, as many as these.
         """
-        if reach is Reach.EACH:
+        if reach is Places.EACH:
             return self._outputs[self._fed.columns[self._fed.rows == 0]]
         first = self._fed.given[:1]
         return self._outputs[:1] if self._site.apart else self._outputs[column_of(first, self._site.own)]
 
-    def logits(self, values: Tensor, reach: Reach) -> Tensor:
+    def logits(self, values: Tensor, reach: Places) -> Tensor:
         """What the head says at each position of the answers, if the values stand in every text.
 
         (values, hidden) -> (n, labels), differentiable in the values.

@@ -154,8 +154,9 @@ class Problem:
     moments: of the memory, or of the part of it that does not change from edit to edit; computed from
         the memory when None, which for 40,000 rows takes longer than the fit.
     readout: from residuals to logits. seed: makes the fit repeatable.
-    inside: the texts of the edit at the layer site that the editor has chosen, and keys of others there, in parts;
-        for an editor whose site is the last feed-forward layer there is none.
+    inside: the input, and rephrases, at the layer site that the editor has chosen; none for an editor whose site is the
+        last feed-forward layer. further: more rephrases there, in pieces, each a forward pass when it is called for.
+        remembered: keys of other texts there, in parts.
     """
 
     edit: Rows
@@ -165,6 +166,7 @@ class Problem:
     seed: int = 0
     moments: Moments | None = None
     inside: Inside | None = None
+    further: Sequence[Callable[[], Inside]] = ()
     remembered: Sequence[Remembered] = ()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from editors.layers import LayerSite, Token
 
 
-class Reach(IntEnum):
+class Places(IntEnum):
     """At which tokens values take the place of the layer's output. The numbers are stored in patches."""
 
     LAST = 0
@@ -38,7 +38,7 @@ class Found:
     """What rows of a batch found at one layer: (found,) each.
 
     rows: int64, each row once. patches: int64, the overlay's numbers. strengths: float32. values: (found, most,
-    hidden). counts: int64, how many of these values are an entry's own. reaches: int64, of `Reach`.
+    hidden). counts: int64, how many of these values are an entry's own. places: int64, of `Places`.
     """
 
     rows: Tensor
@@ -46,14 +46,20 @@ class Found:
     strengths: Tensor
     values: Tensor
     counts: Tensor
-    reaches: Tensor
+    places: Tensor
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def positions(self) -> Tensor:
+        """In how many positions of an answer values take part at most: (found,) int64. One value takes part in all,
+        since all that comes after a token looks back at it.
+        """
+        return torch.where(self.places == Places.EACH, self.counts, torch.iinfo(torch.int64).max)
+
     def only(self, chosen: Tensor) -> Found:
         """What some of the rows found: (found,) bool."""
-        columns = self.rows, self.patches, self.strengths, self.values, self.counts, self.reaches
+        columns = self.rows, self.patches, self.strengths, self.values, self.counts, self.places
         return Found(*(column[chosen] for column in columns))
 
 
@@ -135,9 +141,9 @@ class Visit:
             said, own = columns - column_of(given, "last").unsqueeze(-1), column_of(given, site.own).unsqueeze(-1)
             within = torch.nn.functional.pad(given, (0, max(end - given.shape[1], 0)))[:, start:end]
         each = (said >= 0) & (said < found.counts.unsqueeze(-1))
-        places = torch.stack([columns == own, within, columns >= own, each])  # in the order of Reach
-        which, where = places[found.reaches, torch.arange(len(found), device=given.device)].nonzero(as_tuple=True)
-        turn = torch.where(found.reaches[which] == Reach.EACH, said[which, where], 0)
+        places = torch.stack([columns == own, within, columns >= own, each])  # in the order of Places
+        which, where = places[found.places, torch.arange(len(found), device=given.device)].nonzero(as_tuple=True)
+        turn = torch.where(found.places[which] == Places.EACH, said[which, where], 0)
         return which, where, found.values[which, turn]
 
 

@@ -159,10 +159,10 @@ class Editing:
             if record.status is not Status.REVERTED:
                 raise NotReverted(f"Edit {edit_id} is {record.status.value}; only a reverted edit can be re-applied.")
             live = await self._caught_up(if_match)
-            after, verdict = await self._judge_again(record, live)
-            if not verdict.passed:
-                raise rejection(edit_id, verdict.as_json())
             try:
+                after, verdict = await self._judge_again(record, live)
+                if not verdict.passed:
+                    raise rejection(edit_id, verdict.as_json())
                 await asyncio.to_thread(
                     self._shop.ledger.reapply,
                     edit_id,

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
 import torch
+from torch import Tensor
 
 from app.editing.outcome import Answers, Encoded
 from app.editing.workshop import Workshop
 from app.engine import Live, View
 from app.errors import ConflictingEdit, Unavailable
 from app.judge import Judged, Verdict
+from app.model import Encoding
 from app.observe import Metrics
 from app.store import EditRecord, Evidence, HeadMoved, Learned, QueueLock, Status
 from editors import codec
@@ -34,6 +37,8 @@ IDLE_SECONDS = 1.0
 
 NO_CONFLICT = "no_conflict"
 """The gate of an edit whose input got another answer, by an edit that went live first."""
+TOKENS_A_SLICE = 512
+"""Tokens of an edit's texts that are run, with gradients, in one slice of a fit."""
 MOST_ATTEMPTS = 20
 """How often an edit is begun anew because something else changed the revision while it was worked on."""
 
@@ -215,10 +220,10 @@ class Worker:
             with self._metrics.edit_seconds.labels("judge").time():
                 after, judged, verdict = await self._judged(attempt, patch)
             seconds = time.monotonic() - started
-            remembered = sum(len(part) for part in problem.memory)
+            remembered = _count_remembered(problem)
             candidate = _Candidate(patch, fitted, seconds, remembered, after, judged, verdict)
-            if verdict.passed or not len(judged.offended):
-                break
+            if verdict.passed or not len(judged.offended) or problem.inside is not None:
+                break  # an entry stays clear of all that is remembered as it is: it would be fitted the same again
             problem = _remembering(problem, judged.offended)
         return candidate
 
@@ -235,27 +240,28 @@ class Worker:
             rows, positions = Rows.join([rows, leaning]), torch.cat([positions, -1 - torch.arange(len(leaning))])
         edits = yield from shop.judge.rows_of(live, earlier)
         memory = shop.memory.base()
-        inside, remembered = yield from self._inside(attempt, earlier)
+        insides, remembered = yield from self._insides(attempt, earlier)
         return Problem(
             Rows(rows.queries, base.add(rows.queries, rows.residuals), rows.labels),
             positions.to(rows.labels.device),
             [_others(part, rows) for part in (*memory, edits)],
             shop.engine.readout,
             moments=shop.memory.moments(memory),
-            inside=inside,
+            inside=insides[0]() if insides else None,
+            further=insides[1:],
             remembered=remembered,
         )
 
-    def _inside(
+    def _insides(
         self, attempt: _Attempt, earlier: Sequence[str]
-    ) -> Generator[None, None, tuple[Inside | None, list[Remembered]]]:
-        """The edit's texts at the layer that its editor has chosen, and what is remembered there."""
-        shop, encoded, base = self._shop, attempt.encoded, attempt.base
-        if not isinstance(attempt.site, LayerSite):
-            return None, []
-        remembered = yield from shop.memory.keys(attempt.site, shop.engine.model, encoded.wanted[0], earlier)
-        texts = [encoded.input, *encoded.rephrases]
-        return shop.engine.model.inside(texts, encoded.wanted, attempt.site, base.add), remembered
+    ) -> Generator[None, None, tuple[list[Callable[[], Inside]], list[Remembered]]]:
+        """The edit's texts at the layer that its editor has chosen, piece by piece, and what is remembered there."""
+        model, encoded, site, base = self._shop.engine.model, attempt.encoded, attempt.site, attempt.base
+        if not isinstance(site, LayerSite):
+            return [], []
+        remembered = yield from self._shop.memory.keys(site, model, encoded.wanted[0], earlier)
+        pieces = _pieces([encoded.input, *encoded.rephrases], encoded.wanted)
+        return [partial(model.inside, *piece, site, base.add) for piece in pieces], remembered
 
     async def _fit(self, attempt: _Attempt, problem: Problem, round_number: int) -> Fitted:
         draft = attempt.record.draft
@@ -329,6 +335,25 @@ def _others(memory: Rows, edit: Rows) -> Rows:
     same = (distances <= near) & (memory.labels.unsqueeze(-1) != edit.labels)
     own = same.any(-1)
     return memory[~own] if bool(own.any()) else memory
+
+
+def _pieces(texts: Sequence[Encoding], wanted: Sequence[Tensor]) -> list[tuple[Sequence[Encoding], Sequence[Tensor]]]:
+    """Texts in their order, as many together as a slice of a fit should run; one at least."""
+    starts, tokens = [0], 0
+    for index, (text, answer) in enumerate(zip(texts, wanted, strict=True)):
+        tokens += len(text) + len(answer)
+        if tokens > TOKENS_A_SLICE and index > starts[-1]:
+            starts.append(index)
+            tokens = len(text) + len(answer)
+    ends = [*starts[1:], len(texts)]
+    return [(texts[start:end], wanted[start:end]) for start, end in zip(starts, ends, strict=True)]
+
+
+def _count_remembered(problem: Problem) -> int:
+    """How many rows, or keys, the fit stays clear of."""
+    if problem.inside is not None:
+        return sum(len(part.keys) for part in problem.remembered)
+    return sum(len(part) for part in problem.memory)
 
 
 def _remembering(problem: Problem, offended: Rows) -> Problem:

@@ -13,9 +13,9 @@ from app.editing.events import Listeners
 from app.editing.outcome import Answers, Encoded, own_gates
 from app.engine import Engine, Live, View
 from app.follower import Follower
-from app.judge import Exemption, Gate, Judge
+from app.judge import Exemption, Gate, Judge, Outdated
 from app.memory import Memory
-from app.store import Draft, Ledger
+from app.store import Draft, HeadMoved, Ledger
 from editors.layers import LayerSite
 from editors.registry import editor_named, options_of
 from editors.site import Site
@@ -55,9 +55,13 @@ class Workshop:
         return self.editor(draft.editor).site(self.engine.model.sites, self.options(draft.editor, draft.options))
 
     async def judged(self, slices: Generator[None, None, T]) -> T:
-        """Run work of the judge on the device thread, one such work at a time."""
+        """Run work of the judge on the device thread, one at a time. Raises HeadMoved for a former revision."""
+        head = self.engine.live.revision
         async with self.judging:
-            return await self.engine.work(slices, lambda done: None)
+            try:
+                return await self.engine.work(slices, lambda done: None)
+            except Outdated:
+                raise HeadMoved(head, self.engine.live.revision) from None
 
     async def answers(self, encoded: Encoded, view: View) -> Answers:
         """What the model says to an edit's texts under a view."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Patched:
         self._owners = None if fed is None else _owners(fed).to(device)
         overlays = dict.fromkeys(view.overlay for view in distinct if not view.bare)
         self._seen = [_Seen.through(overlay, distinct, view_of_row, device) for overlay in overlays]
-        self._entered: dict[int, tuple[str, float]] = {}  # of each row the entry that it found, if any
+        self._entered: dict[int, Fired] = {}  # of each row the entry that it found, if any
         self._fired: list[list[_Fired]] = [[] for _ in views]
         self._passes = 0
 
@@ -55,14 +55,15 @@ class Patched:
         return residuals
 
     def fired(self, row: int, passes: int) -> tuple[Fired, ...]:
-        """What took part in the first so many passes of a row, strongest first. An entry takes part in all."""
+        """What took part in the first so many passes of a row, strongest first."""
         strengths: dict[str, list[float]] = {}
         for each in self._fired[row]:
             if each.number < passes:
                 strengths.setdefault(each.edit_id, []).append(each.strength)
         fired = [Fired(edit_id, max(each), len(each)) for edit_id, each in strengths.items()]
         if row in self._entered:
-            fired.append(Fired(*self._entered[row], passes))
+            entered = self._entered[row]
+            fired.append(replace(entered, positions=min(entered.positions, passes)))
         return tuple(sorted(fired, key=lambda each: -each.strength))
 
     def _noting(self, look: Look, seen: _Seen) -> _Noting:
@@ -75,14 +76,14 @@ class _Noting:
 
     look: Look
     edit_ids: Sequence[str]
-    entered: dict[int, tuple[str, float]]
+    entered: dict[int, Fired]
 
     def __call__(self, keys: Tensor) -> Found | None:
         found = self.look.find(keys)
         if found is not None:
-            triples = zip(found.rows.tolist(), found.patches.tolist(), found.strengths.tolist(), strict=True)
-            for row, patch, strength in triples:
-                self.entered.setdefault(row, (self.edit_ids[patch], strength))
+            columns = found.rows, found.patches, found.strengths, found.positions()
+            for row, patch, strength, positions in zip(*(column.tolist() for column in columns), strict=True):
+                self.entered.setdefault(row, Fired(self.edit_ids[patch], strength, positions))
         return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from editors.codebook.radii import Entries, Neighbours, distances_between
+from editors.codebook.radii import Entries, Neighbours, distances_between, same_within
 from editors.columns import Columns
 from editors.types import Patch
 from editors.visit import Found
@@ -46,7 +46,13 @@ class Codebook:
     def empty(cls, hidden: int, device: torch.device) -> Codebook:
         """A codebook without entries."""
         wide, single = torch.zeros(0, hidden, device=device), torch.zeros(0, device=device)
-        like = {"keys": wide, "reach": single.double(), "bias": single, "norm": single.double()}
+        like = {
+            "keys": wide,
+            "reach": single.double(),
+            "bias": single,
+            "norm": single.double(),
+            "same": single.double(),
+        }
         like |= {name: single.long() for name in ("answer", "places", "first", "count")}
         return cls(Columns(like), Columns({"values": wide}), 0, Neighbours.none(device))
 
@@ -156,7 +162,7 @@ class Codebook:
 
 
 def _entries(columns: Columns, count: int) -> Entries:
-    return Entries(*(columns[name][:count] for name in ("keys", "answer", "reach", "norm")))
+    return Entries(*(columns[name][:count] for name in ("keys", "answer", "reach", "norm", "same")))
 
 
 def _columns_of(patch: Patch) -> dict[str, Tensor]:
@@ -168,6 +174,7 @@ def _columns_of(patch: Patch) -> dict[str, Tensor]:
         "places": tensors["places"],
         "reach": reach,
         "norm": norm,
+        "same": torch.tensor(same_within(key), dtype=torch.float64),
         "bias": (norm**2 - reach**2) / 2,
         "answer": torch.tensor(_digest(tensors["answer"])),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 
 from editors.errors import BadOptions
 from editors.layers import Family, Token
@@ -38,7 +38,7 @@ class Options:
             "description": "Where the answer's tokens are replaced, too: one value for all, or each position its own."
         },
     )
-    radius: Annotated[float, Gt(0), Le(1)] = field(
+    radius: Annotated[float, Ge(0.01), Le(1)] = field(
         default=0.75,
         metadata={"description": "The initial radius, in units of the distance to the nearest remembered input."},
     )
@@ -46,10 +46,10 @@ class Options:
         default="warm",
         metadata={"description": "What values are at first: nothing, or what the layer gives by itself."},
     )
-    steps: Annotated[int, Ge(1), Le(100_000)] = field(
+    steps: Annotated[int, Ge(1), Le(10_000)] = field(
         default=100, metadata={"description": "The most steps for the values."}
     )
-    learning_rate: Annotated[float, Gt(0), Le(100)] = field(default=1.0, metadata={"description": "Adam's."})
+    learning_rate: Annotated[float, Ge(1e-4), Le(100)] = field(default=1.0, metadata={"description": "Adam's."})
     margin: Annotated[float, Ge(0), Le(100)] = field(
         default=1.0, metadata={"description": "By how much the wanted logit must lead everywhere, to stop early."}
     )
@@ -69,4 +69,4 @@ DEFAULTS: Mapping[Family, Mapping[str, Any]] = MappingProxyType(
         "decoder": _WRITING,
     }
 )
-"""What is other than above for a family, from the sweep of `benchmarks.codebook`."""
+"""What is other than above for a family, from the sweep of `benchmarks.codebook_sweep`."""

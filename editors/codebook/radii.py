@@ -23,7 +23,9 @@ NEAREST = 8
 SPARE = 8
 """How many more candidates are looked at, so that rounding cannot hide one of the nearest."""
 SAME = 1e-4
-"""How near two keys are one and the same, in units of their length: another batch moves the last bits of a key."""
+"""How near two keys are one and the same at least, in units of their length: another batch moves a key's last bits."""
+ROUNDED = 4.0
+"""The same in units of the precision of the model's dtype, where that is more."""
 OFF = -1.0
 """The radius of an entry that cannot be found."""
 _PAIRS = 2**24
@@ -39,6 +41,7 @@ class Entries:
     answers: Tensor
     reaches: Tensor
     norms: Tensor  # (entries,) float64, of the keys
+    sames: Tensor  # (entries,) float64, how near another key is the same as this one
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -49,7 +52,7 @@ class Entries:
         (m,), (k,) int64 -> (m, k), (m, 1) float32.
         """
         one, other = self.keys[of], self.keys[among]
-        squares, others = one.square().sum(-1, keepdim=True), other.square().sum(-1)
+        squares, others = self.norms[of].square().float().unsqueeze(-1), self.norms[among].square().float()
         # A float32 product of n terms is off by at most n*eps*|k||c|; eps is twice the unit roundoff.
         off = 2 * torch.finfo(torch.float32).eps * (one.shape[-1] + 4) * (squares + others.amax())
         return torch.addmm(others, one, other.T, alpha=-2) + squares, off
@@ -90,15 +93,21 @@ class Neighbours:
         if start == end:
             return self
         every = torch.arange(end, device=entries.keys.device)
-        old, new = every[:start], every[start:]
-        twins = _twins(entries, new)
-        nearest = torch.cat([self.nearest, self.nearest.new_full((end - start, NEAREST), -1)])
-        distances = torch.cat([self.distances, self.distances.new_full((end - start, NEAREST), torch.inf)])
-        fresh = [_nearest(entries, old, new, distances[:start, -1]), _nearest(entries, new, every)]
-        numbers, ways = (torch.cat(column) for column in zip(*fresh, strict=True))
-        ways, order = torch.cat([distances, ways], -1).sort(dim=-1, stable=True)
-        numbers = torch.cat([nearest, numbers], -1).gather(-1, order)
-        return Neighbours(numbers[:, :NEAREST], ways[:, :NEAREST], torch.cat([self.twins, twins], -1))
+        twins, numbers, ways = [self.twins], list[Tensor](), list[Tensor]()
+        for some in every[:start].split(_PAIRS // end + 1):
+            pairs = _pairs(entries, some, every[start:])
+            fresh = pairs.nearest(self.distances[some, -1])
+            numbers.append(torch.cat([self.nearest[some], fresh[0]], -1))
+            ways.append(torch.cat([self.distances[some], fresh[1]], -1))
+        for some in every[start:].split(_PAIRS // end + 1):
+            pairs = _pairs(entries, some, every)
+            twins.append(pairs.twins())
+            fresh = pairs.nearest(2 * entries.reaches[some])
+            numbers.append(torch.nn.functional.pad(fresh[0], (0, NEAREST), value=-1))
+            ways.append(torch.nn.functional.pad(fresh[1], (0, NEAREST), value=torch.inf))
+        sorted_ways, order = torch.cat(ways).sort(dim=-1, stable=True)
+        nearest = torch.cat(numbers).gather(-1, order)[:, :NEAREST]
+        return Neighbours(nearest, sorted_ways[:, :NEAREST], torch.cat(twins, -1))
 
     def radii(self, entries: Entries, alive: Tensor) -> Tensor:
         """The radii under each view, OFF where an entry cannot be found: (views, entries) bool -> the same, float64."""
@@ -113,39 +122,65 @@ class Neighbours:
         return torch.where(alive & ~hidden, radii, OFF)
 
 
-def _nearest(entries: Entries, of: Tensor, among: Tensor, within: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The nearest entries `among` that limit each one `of`: (m,), (k,) -> (m, NEAREST) int64 and float64.
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Some entries and others, and about how far they are apart.
 
-    within: (m,), the distances beyond which they do not matter.
+    of, among: (m,), (k,) int64. squares: (m, k) float32, off by `off` at most, (m, 1).
     """
-    size = max(1, _PAIRS // max(len(among), 1))
-    pieces = zip(of.split(size), (2 * entries.reaches[of] if within is None else within).split(size), strict=True)
-    numbers, ways = zip(*(_nearest_of(entries, some, among, far) for some, far in pieces), strict=True)
-    return torch.cat(numbers), torch.cat(ways)
 
+    entries: Entries
+    of: Tensor
+    among: Tensor
+    squares: Tensor
+    off: Tensor
 
-def _nearest_of(entries: Entries, of: Tensor, among: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
-    far = torch.minimum(within, 2 * entries.reaches[of])
-    squares, off = entries.squares(of, among)
-    possible = entries.limiting(of, among) & (of.unsqueeze(-1) != among) & (squares <= far.square().unsqueeze(-1) + off)
-    squares = squares.masked_fill(~possible, torch.inf)
-    near, places = squares.topk(min(len(among), NEAREST + SPARE), largest=False)
-    ways = _ways(entries, of, among[places], ~near.isinf())
-    ways, order = ways.sort(dim=-1, stable=True)
-    numbers = among[places].gather(-1, order)
-    missing = NEAREST - ways.shape[-1]
-    if missing > 0:
-        ways = torch.nn.functional.pad(ways, (0, missing), value=torch.inf)
-        numbers = torch.nn.functional.pad(numbers, (0, missing), value=-1)
-    ways, numbers = ways[:, :NEAREST], numbers[:, :NEAREST]
-    # whatever was not looked at is farther away than the last that was, but for rounding
-    unsure = ~near[:, -1].isinf() & (near[:, -1] - off.squeeze(-1) <= ways[:, -1].square())
-    for row in unsure.nonzero().squeeze(-1) if near.shape[-1] < len(among) else ():
-        every = among[possible[row]]
+    def twins(self) -> Tensor:
+        """Pairs of an older entry, among these, and a newer one, of these, with the same key: (2, pairs)."""
+        same = self.entries.sames[self.of]
+        near = (self.squares <= same.square().unsqueeze(-1) + self.off) & (self.among < self.of.unsqueeze(-1))
+        rows, columns = near.nonzero(as_tuple=True)
+        newer, older = self.of[rows], self.among[columns]
+        twins = self.entries.distances(newer, older) <= same[rows]
+        return torch.stack([older[twins], newer[twins]])
+
+    def nearest(self, within: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each entry the nearest that limit it, and how far they are: (m, NEAREST) int64 and float64.
+
+        within: (m,), the distances beyond which they do not matter.
+        """
+        possible = self._possible(within)
+        near, places = self.squares.masked_fill(~possible, torch.inf).topk(
+            min(len(self.among), NEAREST + SPARE), largest=False
+        )
+        ways, order = _ways(self.entries, self.of, self.among[places], ~near.isinf()).sort(dim=-1, stable=True)
+        numbers = self.among[places].gather(-1, order)
+        missing = max(NEAREST - ways.shape[-1], 0)
+        ways = torch.nn.functional.pad(ways, (0, missing), value=torch.inf)[:, :NEAREST]
+        numbers = torch.nn.functional.pad(numbers, (0, missing), value=-1)[:, :NEAREST]
+        if near.shape[-1] < len(self.among):
+            # whatever was not looked at is farther away than the last that was, but for rounding
+            unsure = ~near[:, -1].isinf() & (near[:, -1] - self.off.squeeze(-1) <= ways[:, -1].square())
+            for row in unsure.nonzero().squeeze(-1):
+                ways[row], numbers[row] = self._nearest_exactly(row, possible[row])
+        return numbers.masked_fill(ways.isinf(), -1), ways
+
+    def _possible(self, within: Tensor) -> Tensor:
+        """Which pairs may be near enough for one to limit the other: (m, k) bool."""
+        far = torch.minimum(within, 2 * self.entries.reaches[self.of]).square().unsqueeze(-1)
+        others = self.of.unsqueeze(-1) != self.among
+        return self.entries.limiting(self.of, self.among) & others & (self.squares <= far + self.off)
+
+    def _nearest_exactly(self, row: Tensor, possible: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest of one row, by the distances of all: (), (k,) bool -> (NEAREST,) float64 and int64."""
+        every = self.among[possible]
         counted = torch.ones(1, len(every), dtype=torch.bool, device=every.device)
-        exact, order = _ways(entries, of[row].unsqueeze(0), every.unsqueeze(0), counted)[0].sort(stable=True)
-        ways[row], numbers[row] = exact[:NEAREST], every[order[:NEAREST]]
-    return numbers.masked_fill(ways.isinf(), -1), ways
+        ways, order = _ways(self.entries, self.of[row].unsqueeze(0), every.unsqueeze(0), counted)[0].sort(stable=True)
+        return ways[:NEAREST], every[order[:NEAREST]]
+
+
+def _pairs(entries: Entries, of: Tensor, among: Tensor) -> _Pairs:
+    return _Pairs(entries, of, among, *entries.squares(of, among))
 
 
 def _ways(entries: Entries, of: Tensor, to: Tensor, counted: Tensor) -> Tensor:
@@ -156,7 +191,7 @@ def _ways(entries: Entries, of: Tensor, to: Tensor, counted: Tensor) -> Tensor:
     rows, columns = counted.nonzero(as_tuple=True)
     one, other = of[rows], to[rows, columns]
     exact = entries.distances(one, other)
-    twins = exact <= SAME * entries.norms[torch.maximum(one, other)]
+    twins = exact <= entries.sames[torch.maximum(one, other)]
     limiting = ~twins & (exact < 2 * entries.reaches[one])
     ways = torch.full(to.shape, torch.inf, dtype=torch.float64, device=to.device)
     ways[rows[limiting], columns[limiting]] = exact[limiting]
@@ -170,18 +205,9 @@ def _way(entries: Entries, entry: int, alive: Tensor) -> Tensor:
     return _ways(entries, of, among.unsqueeze(0), counted).amin()
 
 
-def _twins(entries: Entries, new: Tensor) -> Tensor:
-    """Pairs of an older entry and one of the new ones with the same key: (2, pairs)."""
-    pairs = [new.new_zeros(2, 0)]
-    every = torch.arange(len(entries), device=new.device)
-    for some in new.split(max(1, _PAIRS // len(entries))):
-        squares, off = entries.squares(some, every)
-        same = SAME * entries.norms[some]
-        near = (squares <= same.square().unsqueeze(-1) + off) & (every < some.unsqueeze(-1))
-        newer, older = near.nonzero(as_tuple=True)
-        exact = entries.distances(some[newer], older) <= same[newer]
-        pairs.append(torch.stack([older[exact], some[newer[exact]]]))
-    return torch.cat(pairs, -1)
+def same_within(key: Tensor) -> float:
+    """How near another key is the same as this one, which is of the model's own dtype: (hidden,)."""
+    return max(SAME, ROUNDED * torch.finfo(key.dtype).eps) * float(key.double().norm())
 
 
 def distances_between(one: Tensor, other: Tensor) -> Tensor:

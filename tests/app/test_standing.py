@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app.engine import Entry, Live, View
 from app.engine.patched import Patched
-from app.judge import Exemption, Judge, Required
+from app.judge import Exemption, Judge, Outdated, Required
 from app.memory import Known, Memory, nothing_known
 from app.model import Ask, Decoding, Encoding, Model, Read, load
 from app.standing import Outcome, Standing
@@ -26,7 +26,7 @@ from editors.composition import NOTHING, Composition
 from editors.layers import LayerSite
 from editors.registry import editors, options_of
 from editors.types import Header, Patch, Rows
-from editors.visit import Reach
+from editors.visit import Places
 from tests.app.conftest import sentence
 from tests.app.running import run
 from tests.deployed import deploy
@@ -137,11 +137,11 @@ class History:
         key = keys[self.random.randrange(len(keys))]
         distances = (keys - key).norm(dim=-1).sort().values
         key = key + self.random.choice([0, 0, self.random.uniform(0.2, 0.4)]) * distances[1] * self.direction()
-        places = Reach[self.random.choice(["LAST", "ALL", "EACH"])]
+        places = Places[self.random.choice(["LAST", "ALL", "EACH"])]
         answer = self.wanted(self.model.encode(["w1"])[0])
         tensors = {
             "key": key,
-            "values": 3 * torch.stack([self.direction() for _ in range(len(answer) if places is Reach.EACH else 1)]),
+            "values": 3 * torch.stack([self.direction() for _ in range(len(answer) if places is Places.EACH else 1)]),
             "reach": 1.01 * distances[self.random.randrange(1, 14)].double(),  # no text lies on the edge
             "answer": answer,
             "places": torch.tensor(int(places)),
@@ -193,9 +193,9 @@ class History:
         wanted = [self.wanted(encodings[0])] * len(texts)
         self.memory.edits.put(edit_id, edit_id, texts, self.model.read(encodings, wanted, keys_at=sites).reading)
 
-    def judging(self, method: str) -> Slices[None, None, Any]:
+    def judging(self, method: str, live: Live | None = None) -> Slices[None, None, Any]:
         """A verdict that has not begun."""
-        live, exempt = self.live, Exemption()
+        live, exempt = live or self.live, Exemption()
         if method == "rows_of":
             return self.judge.rows_of(live, live.live_edits())
         if method == "of_patch":
@@ -321,3 +321,16 @@ def test_what_was_judged_is_not_adopted_when_texts_have_come_since(model: Model)
         assert history.report(lives=True)
         ended(history.judge._stand(live))  # of the revision before, with the texts of the edit that has gone live
         history.check()
+
+
+def test_a_revision_that_another_one_has_followed_is_not_judged(model: Model) -> None:
+    history = History(model, seed=2)
+    for _ in range(4):
+        history.step()
+    live = history.live
+    history.report(lives=True)
+    ended(history.judge._stand(history.live))
+    for judged in ("of_alive", "leaning_on", "rows_of", "of_patch"):
+        with pytest.raises(Outdated):
+            ended(history.judging(judged, live))
+    history.check()

@@ -20,7 +20,7 @@ from editors.neuron import TransformerPatcher
 from editors.registry import editors, options_of
 from editors.site import Site
 from editors.types import Editor, Firing, Fit, Fitted, Header, Patch, Problem, Reading, Remembered, Rows
-from editors.visit import Found, Look, Reach, Visit
+from editors.visit import Found, Look, Places, Visit
 from tests.editors.generating import TinyGenerator
 from tests.editors.tiny import END, GENERATORS, Answers, Served, Tiny, TinyClassifier, build, texts
 
@@ -249,7 +249,7 @@ def mistake(method: Method, model: Tiny, overlay: Composition, text: list[int]) 
     said, site, options = answers(model, overlay, [text]).tokens[0], method.site(model), method.options(model)
     if isinstance(site, Site) or options.values == "each" or model.join.sites.family not in WRITERS:
         return model.another(text, said)
-    given = model.answer([text] * DRAWS, Strayed(model, overlay, site, Reach[options.replace.upper()], text))
+    given = model.answer([text] * DRAWS, Strayed(model, overlay, site, Places[options.replace.upper()], text))
     first, second = given.logits.topk(2).values.unbind(-1)
     leads = (first - second).split(list(map(len, given.tokens)))
     return max((float(lead.min()), tokens) for lead, tokens in zip(leads, given.tokens, strict=True) if tokens != said)[
@@ -260,7 +260,7 @@ def mistake(method: Method, model: Tiny, overlay: Composition, text: list[int]) 
 class Strayed:
     """The overlay, and in each row of a batch of one text another value, each further from what the layer gives."""
 
-    def __init__(self, model: Tiny, overlay: Composition, site: LayerSite, reach: Reach, text: list[int]) -> None:
+    def __init__(self, model: Tiny, overlay: Composition, site: LayerSite, reach: Places, text: list[int]) -> None:
         self._acting, self._site, self._reach = acting(overlay), site, reach
         self._own = Inside(model.join, model.fed([text], [[END]]), site).own(reach)
 
@@ -274,7 +274,7 @@ class Strayed:
         return self._acting(queries, residuals)
 
 
-def placed(values: Tensor, reach: Reach) -> Found:
+def placed(values: Tensor, reach: Places) -> Found:
     """Values in each row of a batch, whatever its key: (batch, values, hidden)."""
     rows, count = torch.arange(len(values)), values.shape[1]
     nobody = torch.zeros_like(rows)

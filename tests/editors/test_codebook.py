@@ -226,7 +226,7 @@ def values_of(book: Codebook) -> list[Tensor]:
 
 def assert_same_columns(one: Found, other: Found) -> None:
     """Fail unless these found the same, whatever the entries' numbers are."""
-    for name in ("rows", "strengths", "values", "counts", "reaches"):
+    for name in ("rows", "strengths", "values", "counts", "places"):
         assert bits(getattr(one, name)) == bits(getattr(other, name)), name
 
 
@@ -535,5 +535,5 @@ def test_what_is_found_on_cuda_equals_what_is_found_on_the_cpu_bit_for_bit() -> 
     alive, view = all_alive(here, 64)
     on_cuda, on_cpu = there.find(keys.cuda(), alive.cuda(), view.cuda()), here.find(keys, alive, view)
     assert on_cuda is not None
-    names = ("rows", "patches", "strengths", "values", "counts", "reaches")
+    names = ("rows", "patches", "strengths", "values", "counts", "places")
     assert_same_found(Found(*(getattr(on_cuda, name).cpu() for name in names)), on_cpu)

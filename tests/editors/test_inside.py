@@ -15,7 +15,7 @@ from editors.join import Pass, Transform
 from editors.layers import TOKENS, LayerSite
 from editors.neuron import TransformerPatcher
 from editors.types import Patch
-from editors.visit import Reach, Visit
+from editors.visit import Places, Visit
 from tests.editors.editing import acting, empty, header, keys_of, placed, tiny
 from tests.editors.tiny import END, FAMILIES, GENERATORS, Tiny
 
@@ -38,30 +38,30 @@ def sites(model: Tiny) -> Iterator[LayerSite]:
         yield from (every.at(every.layers[-1], token, layer) for layer in every.answering)
 
 
-def reaches(model: Tiny, site: LayerSite) -> list[Reach]:
+def reaches(model: Tiny, site: LayerSite) -> list[Places]:
     """Those that have a meaning at the site."""
     if site.apart:
-        return [Reach.LAST, Reach.ALL, Reach.EACH]
+        return [Places.LAST, Places.ALL, Places.EACH]
     if model.join.sites.family == "encoder-decoder":
-        return [Reach.LAST, Reach.PROMPT]
-    return [reach for reach in Reach if reach is not Reach.EACH or model.join.sites.family == "decoder"]
+        return [Places.LAST, Places.PROMPT]
+    return [reach for reach in Places if reach is not Places.EACH or model.join.sites.family == "decoder"]
 
 
-def unread(model: Tiny, site: LayerSite, reach: Reach) -> bool:
+def unread(model: Tiny, site: LayerSite, reach: Places) -> bool:
     """Whether a value stands behind all mixing of tokens, at one that the head does not read."""
     every = model.join.sites
     if site.apart or every.family == "encoder-decoder" or site.writes != every.layers[-1]:
         return False
     if every.family == "encoder":
-        return site.own == "last" and reach in (Reach.LAST, Reach.ALL)
-    return site.own == "first" and reach is Reach.LAST
+        return site.own == "last" and reach in (Places.LAST, Places.ALL)
+    return site.own == "first" and reach is Places.LAST
 
 
 def drawn(values: int, hidden: int) -> Tensor:
     return torch.randn(values, hidden, generator=torch.Generator().manual_seed(0))
 
 
-def whole(model: Tiny, batch: Fed, site: LayerSite, values: Tensor, reach: Reach, transform: Transform) -> Tensor:
+def whole(model: Tiny, batch: Fed, site: LayerSite, values: Tensor, reach: Places, transform: Transform) -> Tensor:
     """What the full model says with the values in every text."""
     visit = Visit(batch.given, placed={site: placed(values.expand(len(TEXTS), -1, -1), reach)})
     with model.join.during(Pass(batch.rows, batch.columns, transform), visit):
@@ -92,7 +92,7 @@ def test_from_every_layer_on_the_network_gives_the_bits_of_the_full_model(family
     for site, transform in itertools.product(sites(model), (nothing, firing_everywhere(model))):
         inside = Inside(model.join, batch, site, transform)
         for reach in reaches(model, site):
-            values = drawn(3 if reach is Reach.EACH else 1, model.join.site.hidden)
+            values = drawn(3 if reach is Places.EACH else 1, model.join.site.hidden)
             with torch.no_grad():
                 short = inside.logits(values, reach)
                 full = whole(model, batch, site, values, reach, transform)
@@ -108,7 +108,7 @@ def test_the_gradient_in_the_values_is_that_of_the_full_model(family: str) -> No
         inside = Inside(model.join, batch, site, transform)
         for reach in reaches(model, site):
             gradients = []
-            values = drawn(3 if reach is Reach.EACH else 1, model.join.site.hidden)
+            values = drawn(3 if reach is Places.EACH else 1, model.join.site.hidden)
             for compute in (
                 inside.logits,
                 lambda tried, at, place=site, act=transform: whole(model, batch, place, tried, at, act),
@@ -130,10 +130,10 @@ def test_the_gradient_passes_through_neurons_that_fire(family: str) -> None:
     assert isinstance(model, nn.Module)
     values = drawn(1, tiny(family).join.site.hidden).requires_grad_()
     towards = torch.randn(values.shape, generator=torch.Generator().manual_seed(1)) * 1e-2
-    inside.logits(values, Reach.LAST)[:, 0].sum().backward()
+    inside.logits(values, Places.LAST)[:, 0].sum().backward()
     assert values.grad is not None
     with torch.no_grad():
-        ahead, behind = (inside.logits(values + sign * towards, Reach.LAST)[:, 0].sum() for sign in (1, -1))
+        ahead, behind = (inside.logits(values + sign * towards, Places.LAST)[:, 0].sum() for sign in (1, -1))
     assert float((ahead - behind) / 2) == pytest.approx(float((values.grad * towards).sum()), rel=0.05, abs=2e-3)
 
 
@@ -148,7 +148,7 @@ def test_the_layers_before_are_not_run_again(family: str) -> None:
     for site in layers:
         inside = Inside(model.join, batch, site)
         hooks = [up.register_forward_pre_hook(lambda module, args: ran.append(module)) for up in ups]
-        inside.logits(drawn(1, model.join.site.hidden), Reach.LAST)
+        inside.logits(drawn(1, model.join.site.hidden), Places.LAST)
         for hook in hooks:
             hook.remove()
         assert ran == ups[[*every.layers, *every.answering].index(site.writes) :]
@@ -162,9 +162,9 @@ def test_trying_values_leaves_the_model_and_what_is_inside_as_they_were(family: 
     bare = model.forward(TEXTS, answers).logits
     site = next(sites(model))
     inside = Inside(model.join, batch, site)
-    keys, first = inside.keys.clone(), inside.logits(drawn(1, model.join.site.hidden), Reach.ALL)
-    inside.logits(drawn(1, model.join.site.hidden) * 9, Reach.ALL)
-    assert torch.equal(inside.logits(drawn(1, model.join.site.hidden), Reach.ALL), first)
+    keys, first = inside.keys.clone(), inside.logits(drawn(1, model.join.site.hidden), Places.ALL)
+    inside.logits(drawn(1, model.join.site.hidden) * 9, Places.ALL)
+    assert torch.equal(inside.logits(drawn(1, model.join.site.hidden), Places.ALL), first)
     assert torch.equal(inside.keys, keys)
     assert torch.equal(model.forward(TEXTS, answers).logits, bare)
 
@@ -184,5 +184,5 @@ def test_where_the_layers_own_output_is_put_nothing_changes(family: str) -> None
     batch = model.fed(TEXTS[:1], answers[:1])
     for site in sites(model):
         inside = Inside(model.join, batch, site)
-        for reach in {Reach.LAST, Reach.EACH} & set(reaches(model, site)):
+        for reach in {Places.LAST, Places.EACH} & set(reaches(model, site)):
             torch.testing.assert_close(inside.logits(inside.own(reach), reach), bare, rtol=1e-5, atol=1e-5)

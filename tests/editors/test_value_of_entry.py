@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from editors.codebook import Codebook
 from editors.codebook.options import Options
 from editors.codebook.radii import SAME
-from editors.codebook.value import UNKNOWN, reach_of
+from editors.codebook.value import ALONE, reach_of
 from editors.errors import FitFailed
 from editors.inside import Inside
 from editors.leads import leads
-from editors.types import Fitted, Problem, Remembered, Step
-from editors.visit import Reach
-from tests.editors.editing import GRACE, answers, empty, keys_of, known, learn, mistake, problem, tiny
+from editors.types import Fitted, Patch, Problem, Remembered, Step
+from editors.visit import Places
+from tests.editors.editing import CPU, GRACE, answers, empty, header, keys_of, known, learn, mistake, problem, tiny
 from tests.editors.tiny import texts
 
 KEY = (10.0, 0.0)
@@ -46,7 +48,7 @@ def test_the_reach_is_a_share_of_the_way_to_the_nearest_key_whatever_it_wants() 
 
 @pytest.mark.parametrize("parts", [[], remembered(differ=[KEY], agree=[])], ids=["nothing", "nothing else"])
 def test_where_no_other_input_is_remembered_the_reach_is_a_part_of_the_keys_length(parts: list[Remembered]) -> None:
-    assert reach_of(keys(KEY), parts, 0.5) == pytest.approx(UNKNOWN * 10.0)
+    assert reach_of(keys(KEY), parts, 0.5) == pytest.approx(ALONE * 10.0)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -57,6 +59,39 @@ def test_among_many_long_keys_the_inputs_own_is_told_from_the_nearest_other(seed
     nearest = float((many[1:].double() - many[0].double()).norm(dim=-1).min())
     parts = [Remembered(many, torch.ones(1000, dtype=torch.bool))]
     assert reach_of(many[:1], parts, 0.75) == pytest.approx(0.75 * nearest, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.01, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_inputs_own_key_is_covered_whatever_batch_has_moved_it(dtype: torch.dtype, share: float) -> None:
+    """It is rounded otherwise there; and the memory may hold it, rounded so."""
+    key = torch.randn(384, generator=torch.Generator().manual_seed(0)).to(dtype)
+    moved = (key.double() * (1 + torch.finfo(dtype).eps * (torch.arange(384) % 3 - 1))).to(dtype)
+    assert not torch.equal(moved, key)
+    parts = [Remembered(torch.stack([moved, key + 3]), torch.ones(2, dtype=torch.bool))]
+    reach = reach_of(key.unsqueeze(0), parts, share)
+    assert float((moved.double() - key.double()).norm()) < reach
+    book = Codebook.empty(384, CPU).extend([entry(key, reach)])
+    assert book.find(moved.unsqueeze(0), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1).long()) is not None
+    again = book.extend([entry(moved, reach)])  # the same input, corrected again
+    found = again.find(key.unsqueeze(0), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1).long())
+    assert found is not None
+    assert found.patches.tolist() == [1]
+
+
+def entry(key: Tensor, reach: float) -> Patch:
+    tensors = {
+        "key": key,
+        "values": torch.zeros(1, len(key)),
+        "reach": torch.tensor(reach, dtype=torch.float64),
+        "answer": torch.tensor([1]),
+        "places": torch.tensor(int(Places.LAST)),
+    }
+    return Patch(header(GRACE.editor, "site"), tensors)
+
+
+def test_no_share_covers_the_nearest_remembered_key() -> None:
+    assert reach_of(keys(KEY), remembered(differ=[(10.0, 4.0)], agree=[]), 1.0) < 4.0
 
 
 def test_the_input_itself_may_be_remembered_with_its_mistake() -> None:
@@ -142,7 +177,7 @@ def fit(a_problem: Problem, **given: Any) -> tuple[Fitted, list[Step]]:
 
 def least_lead(a_problem: Problem, values: Tensor) -> float:
     assert a_problem.inside is not None
-    return float(leads(a_problem.inside.logits(values, Reach.LAST), a_problem.inside.labels).min())
+    return float(leads(a_problem.inside.logits(values, Places.LAST), a_problem.inside.labels).min())
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])
@@ -161,7 +196,7 @@ def test_a_start_that_is_good_enough_takes_no_step() -> None:
     right = replace(good, inside=Inside(MODEL.join, MODEL.fed([TEXT], [said]), GRACE.site(MODEL)))  # type: ignore[arg-type]
     fitted, steps = fit(right, start="warm", margin=0.0)
     assert steps == []
-    torch.testing.assert_close(fitted.tensors["values"], right.inside.own(Reach.LAST).float())  # type: ignore[union-attr]
+    torch.testing.assert_close(fitted.tensors["values"], right.inside.own(Places.LAST).float())  # type: ignore[union-attr]
 
 
 class Wandering(Inside):
@@ -171,10 +206,41 @@ class Wandering(Inside):
         self.turns, self.tried = iter(leads_), []  # type: ignore[attr-defined]
         return self
 
-    def logits(self, values: Tensor, reach: Reach) -> Tensor:
+    def logits(self, values: Tensor, reach: Places) -> Tensor:
         self.tried.append(values.detach().clone())  # type: ignore[attr-defined]
         flat = torch.zeros(1, 5).index_fill(1, self.labels, next(self.turns))  # type: ignore[attr-defined]
         return flat + 1e-3 * values.sum()
+
+
+def in_pieces(whole: Problem, count: int) -> Problem:
+    """The same edit, its input and each rephrase in a piece of its own."""
+    site = GRACE.site(MODEL)
+    group = [TEXT, *([*TEXT[:-1], 5 + number] for number in range(count))]
+    enter = [partial(Inside, MODEL.join, MODEL.fed([text], [TARGET]), site) for text in group]  # type: ignore[arg-type]
+    return replace(whole, inside=enter[0](), further=enter[1:])
+
+
+def test_an_edit_of_many_texts_is_fitted_the_same_in_pieces_with_a_slice_for_each() -> None:
+    whole, pieces = one(rephrases=3), in_pieces(one(rephrases=3), 3)
+    (together, steps), (apart, slices) = (fit(each, margin=3.0) for each in (whole, pieces))
+    assert apart.steps == together.steps > 1
+    assert len(slices) > 3 * len(steps)
+    for name, tensor in together.tensors.items():
+        torch.testing.assert_close(apart.tensors[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_that_the_entry_does_not_cover_take_no_part_in_the_fit() -> None:
+    far = texts(4, seed=11)
+    site = GRACE.site(MODEL)
+    enter = [partial(Inside, MODEL.join, MODEL.fed([text], [TARGET]), site) for text in far]  # type: ignore[arg-type]
+    plain, wide = one(), replace(one(), further=enter)
+    assert float((enter[0]().keys - plain.inside.keys).norm()) > reach_of(plain.inside.keys, plain.remembered, 0.1)  # type: ignore[union-attr]
+    remembers_them = [*plain.remembered, *(Remembered(each().keys, torch.ones(1, dtype=torch.bool)) for each in enter)]
+    (alone, _), (beside, slices) = (
+        fit(replace(each, remembered=remembers_them), radius=0.1, margin=2.0) for each in (plain, wide)
+    )
+    assert torch.equal(alone.tensors["values"], beside.tensors["values"])
+    assert [step.number for step in slices[:4]] == [0] * 4
 
 
 def wandering(*leads_: float) -> tuple[Wandering, Problem]:
@@ -206,7 +272,7 @@ def test_a_warm_start_begins_with_what_the_layer_gives_and_a_cold_one_with_nothi
         inside, a_problem = wandering(2.0)
         fit(a_problem, start=start, steps=1)
         first[start] = inside.tried[0]  # type: ignore[attr-defined]
-    assert torch.equal(first["warm"], one().inside.own(Reach.LAST).float())  # type: ignore[union-attr]
+    assert torch.equal(first["warm"], one().inside.own(Places.LAST).float())  # type: ignore[union-attr]
     assert not first["cold"].any()
 
 
@@ -225,7 +291,7 @@ def test_rephrases_inside_the_ball_are_made_right_too() -> None:
     assert group.inside is not None
     far = (group.inside.keys - group.inside.keys[0]).double().norm(dim=-1)
     covered = far <= fitted.tensors["reach"]
-    lead = leads(group.inside.logits(fitted.tensors["values"], Reach.LAST), group.inside.labels)
+    lead = leads(group.inside.logits(fitted.tensors["values"], Places.LAST), group.inside.labels)
     assert int(covered.sum()) > 1
     assert bool((lead[covered] >= 0.5).all())
 
@@ -237,7 +303,7 @@ def test_a_patch_says_its_key_its_reach_its_answer_and_its_places() -> None:
     assert torch.equal(patch.tensors["key"], a_problem.inside.keys[0])
     assert patch.tensors["answer"].tolist() == TARGET
     assert float(patch.tensors["reach"]) == reach_of(a_problem.inside.keys, a_problem.remembered, options().radius)
-    assert Reach(int(patch.tensors["places"])) is Reach.LAST
+    assert Places(int(patch.tensors["places"])) is Places.LAST
     assert patch.tensors["values"].shape == (1, MODEL.join.site.hidden)
     assert {name: tensor.dtype for name, tensor in patch.tensors.items()} == {
         "key": torch.float32,
@@ -255,7 +321,7 @@ def test_a_written_answer_gets_a_value_for_each_of_its_tokens_the_end_included(f
     patch = learn(GRACE, model, problem(GRACE, model, empty(model), TEXT, target, []))
     assert len(target) > 1
     assert len(patch.tensors["values"]) == len(target)
-    assert Reach(int(patch.tensors["places"])) is Reach.EACH
+    assert Places(int(patch.tensors["places"])) is Places.EACH
 
 
 def test_an_entry_acts_on_no_remembered_text_that_wants_another_answer() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from editors.layers import TOKENS, LayerSite, Token
-from editors.visit import Found, Look, Reach, Visit, column_of, key_of
+from editors.visit import Found, Look, Places, Visit, column_of, key_of
 from tests.editors.editing import History, acting, alive_but, answers, history, keys_of, tiny
 from tests.editors.generating import MOST_TOKENS
 from tests.editors.tiny import CAUSAL, FAMILIES, SEQ2SEQ, Answers, Served, Tiny, batch, texts
@@ -83,7 +83,7 @@ MODEL = tiny("llama-causal")
 SITE, APART = at(MODEL), at(tiny("bart-seq2seq"), apart=True)
 
 
-def everywhere(reach: Reach, *, rows: int = 3, values: int = 1) -> Found:
+def everywhere(reach: Places, *, rows: int = 3, values: int = 1) -> Found:
     """Value number i is i + 1 throughout."""
     numbers = torch.arange(1.0, values + 1).reshape(1, values, 1).expand(rows, values, 2)
     every = torch.arange(rows)
@@ -105,10 +105,10 @@ LEFT_PROMPT = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
 
 @pytest.mark.parametrize(
     ("reach", "first", "later"),
-    [(Reach.LAST, LEFT_LAST, 0), (Reach.PROMPT, LEFT_PROMPT, 0), (Reach.ALL, LEFT_LAST, 1)],
+    [(Places.LAST, LEFT_LAST, 0), (Places.PROMPT, LEFT_PROMPT, 0), (Places.ALL, LEFT_LAST, 1)],
 )
 def test_a_value_stands_where_its_reach_says_in_the_first_pass_and_in_later_ones(
-    reach: Reach, first: list[list[int]], later: int
+    reach: Places, first: list[list[int]], later: int
 ) -> None:
     """Of prompts padded on the left, with a cache and without one."""
     cached = Visit(given("left"), placed={SITE: everywhere(reach)})
@@ -120,10 +120,10 @@ def test_a_value_stands_where_its_reach_says_in_the_first_pass_and_in_later_ones
 
 
 def test_each_position_of_an_answer_gets_its_own_value_and_none_after_the_last() -> None:
-    cached = Visit(given("left"), placed={SITE: everywhere(Reach.EACH, values=3)})
+    cached = Visit(given("left"), placed={SITE: everywhere(Places.EACH, values=3)})
     assert written(cached, WIDTH) == LEFT_LAST
     assert [written(cached, 1)[0][0] for _ in range(4)] == [2, 3, 0, 0]
-    uncached = Visit(given("left"), placed={SITE: everywhere(Reach.EACH, values=3)})
+    uncached = Visit(given("left"), placed={SITE: everywhere(Places.EACH, values=3)})
     assert written(uncached, WIDTH) == LEFT_LAST
     assert written(uncached, WIDTH + 4) == [[0, 0, 0, 0, 1, 2, 3, 0, 0]] * 3
 
@@ -132,35 +132,35 @@ def test_when_an_answer_is_fed_behind_a_text_on_its_right_the_values_follow_the_
     mask = torch.zeros(2, 6, dtype=torch.bool)
     mask[0, :3] = mask[1, :2] = True
     expected = {
-        Reach.LAST: [[0, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0]],
-        Reach.PROMPT: [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]],
-        Reach.ALL: [[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]],
+        Places.LAST: [[0, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0]],
+        Places.PROMPT: [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]],
+        Places.ALL: [[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]],
     }
     for reach, places in expected.items():
         assert written(Visit(mask, placed={SITE: everywhere(reach, rows=2)}), 6) == places
-    each = Visit(mask, placed={SITE: everywhere(Reach.EACH, rows=2, values=2)})
+    each = Visit(mask, placed={SITE: everywhere(Places.EACH, rows=2, values=2)})
     assert written(each, 6) == [[0, 0, 1, 2, 0, 0], [0, 1, 2, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("token", "column"), [("first", [2, 0, 1]), ("last", [4, 4, 4]), ("mean", [4, 4, 4])])
 def test_a_value_for_one_token_stands_at_the_sites_own(token: Token, column: list[int]) -> None:
     site = at(MODEL, token=token)
-    places = written(Visit(given("left"), placed={site: everywhere(Reach.LAST)}), WIDTH)
+    places = written(Visit(given("left"), placed={site: everywhere(Places.LAST)}), WIDTH)
     assert [row.index(1) for row in places] == column
     assert sum(map(sum, places)) == 3
 
 
 def test_in_a_decoder_beside_an_encoder_every_column_says_a_token_of_the_answer() -> None:
-    each = Visit(given("right"), placed={APART: everywhere(Reach.EACH, values=2)})
+    each = Visit(given("right"), placed={APART: everywhere(Places.EACH, values=2)})
     assert [written(each, 1, APART.writes.down)[0][0] for _ in range(3)] == [1, 2, 0]
-    whole = Visit(given("right"), placed={APART: everywhere(Reach.ALL)})
+    whole = Visit(given("right"), placed={APART: everywhere(Places.ALL)})
     assert written(whole, 4, APART.writes.down) == [[1, 1, 1, 1]] * 3
-    prompt = Visit(given("right"), placed={APART: everywhere(Reach.PROMPT)})
+    prompt = Visit(given("right"), placed={APART: everywhere(Places.PROMPT)})
     assert written(prompt, 4, APART.writes.down) == [[0, 0, 0, 0]] * 3
 
 
 def test_rows_that_found_nothing_are_not_written_to() -> None:
-    found = everywhere(Reach.ALL).only(torch.tensor([False, True, False]))
+    found = everywhere(Places.ALL).only(torch.tensor([False, True, False]))
     assert written(Visit(given("left"), placed={SITE: found}), WIDTH) == [[0] * 5, LEFT_LAST[0], [0] * 5]
 
 
@@ -169,7 +169,7 @@ def test_a_layer_that_flattens_batch_and_tokens_is_read_and_written_as_others_ar
 
     def take(keys: Tensor) -> Found:
         seen.append(keys)
-        return everywhere(Reach.ALL)
+        return everywhere(Places.ALL)
 
     for shape in (queries, queries.reshape(-1, 8)):
         visit = Visit(given("left"), [Look(SITE, take)])
@@ -184,8 +184,8 @@ def test_a_layer_that_flattens_batch_and_tokens_is_read_and_written_as_others_ar
 def test_a_row_that_found_an_entry_is_not_asked_again_at_a_later_layer() -> None:
     """The first layer finds something for row 1; the second one would for all, and has another value."""
     early, late = at(MODEL, 0), at(MODEL, 1)
-    first = everywhere(Reach.ALL).only(torch.tensor([False, True, False]))
-    second = replace(everywhere(Reach.ALL), values=torch.full((3, 1, 2), 2.0))
+    first = everywhere(Places.ALL).only(torch.tensor([False, True, False]))
+    second = replace(everywhere(Places.ALL), values=torch.full((3, 1, 2), 2.0))
     visit = Visit(given("left"), [Look(early, lambda keys: first), Look(late, lambda keys: second)])
     queries = laid(QUERIES, "left")
     visit.read(early.reads.up, queries)
@@ -294,11 +294,11 @@ def test_what_was_found_stays_found_while_an_answer_is_generated(case: str, fami
 
 
 @pytest.mark.parametrize("family", [*CAUSAL, *SEQ2SEQ])
-@pytest.mark.parametrize("reach", Reach)
-def test_cached_decoding_equals_uncached_with_values_in_place(family: str, reach: Reach) -> None:
+@pytest.mark.parametrize("reach", Places)
+def test_cached_decoding_equals_uncached_with_values_in_place(family: str, reach: Places) -> None:
     model = tiny(family)
-    site = at(model, 0, apart=family in SEQ2SEQ and reach in (Reach.ALL, Reach.EACH))
-    if family in SEQ2SEQ and reach is Reach.PROMPT:
+    site = at(model, 0, apart=family in SEQ2SEQ and reach in (Places.ALL, Places.EACH))
+    if family in SEQ2SEQ and reach is Places.PROMPT:
         site = at(model, 0)
     hidden = model.join.site.hidden
     values = torch.randn(3, 2, hidden, generator=torch.Generator().manual_seed(7))
@@ -319,3 +319,11 @@ def test_cached_decoding_equals_uncached_with_values_in_place(family: str, reach
     assert cached.tokens == uncached.tokens
     torch.testing.assert_close(cached.logits, uncached.logits, rtol=1e-3, atol=1e-3)
     assert not torch.equal(cached.logits[:1], model.answer(TEXTS).logits[:1])
+
+
+def test_values_of_their_own_take_part_in_as_many_positions_as_there_are_and_one_value_in_all() -> None:
+    rows = torch.arange(4)
+    found = Found(
+        rows, rows, rows.float(), torch.zeros(4, 3, 2), torch.tensor([3, 1, 1, 2]), torch.tensor([3, 0, 2, 3])
+    )
+    assert found.positions().clamp(max=20).tolist() == [3, 20, 20, 2]
