@@ -83,13 +83,13 @@ class Codebook:
     def radii(self, alive: Tensor) -> Tensor:
         """The radius of each entry under each view, `OFF` where it cannot be found: (views, entries) float64."""
         views = [row.cpu().numpy().tobytes() for row in alive]
-        unknown = {view: row for view, row in zip(views, alive, strict=True) if view not in self._radii}
+        known = {view: self._radii[view] for view in views if view in self._radii}
+        unknown = {view: row for view, row in zip(views, alive, strict=True) if view not in known}
         if unknown:
             radii = self._neighbours.radii(_entries(self._columns, self._entries), torch.stack(list(unknown.values())))
-            while len(self._radii) > VIEWS_KEPT:
-                del self._radii[next(iter(self._radii))]
-            self._radii.update(zip(unknown, radii, strict=True))
-        return torch.stack([self._radii[view] for view in views])
+            known.update(zip(unknown, radii, strict=True))
+            self._radii = dict([*self._radii.items(), *known.items()][-VIEWS_KEPT:])
+        return torch.stack([known[view] for view in views])
 
     @torch.no_grad()
     def find(self, keys: Tensor, alive: Tensor, view: Tensor) -> Found | None:

@@ -367,6 +367,17 @@ def test_an_entry_hides_no_other_from_keys_that_it_does_not_cover() -> None:
     assert find(entries, (2.5, 0.0, 0.0)) == [0]
 
 
+def test_however_many_views_are_asked_for_each_has_its_own_radii() -> None:
+    """Of the last few the radii are kept: the first of these views is asked for again when it may be forgotten."""
+    entries = [Entry((1.0, 0.0, 0.0), 5.0, (1,)), *(Entry((2.0 + n, 0.0, 0.0), 1.0, (2,)) for n in range(40))]
+    book, views = book_of(entries), torch.ones(40, 41, dtype=torch.bool)
+    views[torch.arange(40), torch.arange(40) + 1] = False
+    want = [[radius_by_hand(entries, view, number) for number in range(41)] for view in views.tolist()]
+    assert [book.radii(view.unsqueeze(0))[0].tolist() for view in views] == want
+    assert book.radii(views).tolist() == want
+    assert book.radii(views[[0, 39]]).tolist() == [want[0], want[39]]
+
+
 def test_a_key_on_the_border_is_inside_and_the_next_number_is_not() -> None:
     beyond = float(torch.nextafter(torch.tensor(2.0), torch.tensor(3.0)))
     assert find([Entry(AT, 1.0, (1,))], NEAR, (beyond, 0.0, 0.0)) == [0, None]
