@@ -210,7 +210,7 @@ def first_problem(edited: History) -> Problem:
 
 HOPELESS: Mapping[str, Mapping[str, Any]] = {
     PATCHER.editor.name: {"max_neurons": 1, "steps": 1},
-    GRACE.editor.name: {"steps": 1, "learning_rate": 1e-9},
+    GRACE.editor.name: {"steps": 1, "learning_rate": 1e-4},
 }
 """Options with which an edit fails, whose problem lets nothing be read of what is added."""
 

@@ -81,7 +81,7 @@ def test_a_bad_value_is_refused_naming_option_and_value(name: str, value: object
         ("layer", 1001, "must be at most 1000"),
         ("key_token", "third", "must be one of 'first', 'last', 'mean'"),
         ("replace", "everything", "must be one of 'prompt', 'last', 'all'"),
-        ("radius", 0, "must be more than 0"),
+        ("radius", 0, "must be at least 0.01"),
         ("radius", 1.5, "must be at most 1"),
         ("start", "hot", "must be one of 'cold', 'warm'"),
         ("steps", 0, "must be at least 1"),
