@@ -26,6 +26,9 @@ class Columns:
         columns._capacity = columns._used = len(next(iter(tensors.values())))
         return columns
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
