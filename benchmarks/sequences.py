@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from app.model import Classifier
+from benchmarks.slices import finish
 from editors import codec, measures
 from editors.errors import FitFailed
 from editors.moments import Moments
 from editors.neuron import NeuronBank, Options, TransformerPatcher
-from editors.types import Fitted, Header, Patch, Problem, Readout, Rows
+from editors.types import Header, Patch, Problem, Readout, Rows
 
 BATCH = 64
 
@@ -111,7 +112,7 @@ def edit_all(name: str, bench: Bench, options: Options, *, seed: int = 0, report
             one_position = torch.zeros_like(row.labels)
             problem = Problem(_patched(bank, row), one_position, [memory], bench.readout, seed, moments)
             try:
-                patch = Patch(_HEADER, _finish(editor, problem, options).tensors)
+                patch = Patch(_HEADER, finish(editor.fit(problem, options)).tensors)
             except FitFailed:
                 failed += 1
             else:
@@ -125,16 +126,6 @@ def edit_all(name: str, bench: Bench, options: Options, *, seed: int = 0, report
 
 
 _HEADER = Header("transformer-patcher", 1, base="benchmark", site="benchmark", dtype="float32")
-
-
-def _finish(editor: TransformerPatcher, problem: Problem, options: Options) -> Fitted:
-    fit = editor.fit(problem, options)
-    while True:
-        try:
-            next(fit)
-        except StopIteration as end:
-            fitted: Fitted = end.value
-            return fitted
 
 
 def _patched(bank: NeuronBank, rows: Rows) -> Rows:

@@ -7,7 +7,7 @@ The layers are found from what the model executes, never from their names; `edit
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
@@ -74,13 +74,17 @@ class Sites:
     layers: tuple[Layer, ...]
     answering: tuple[Layer, ...]
     family: Family
+    _named: Mapping[str, LayerSite] = field(init=False, repr=False, compare=False)  # every patch is looked up at start
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_named", {site.name: site for site in self._of_layers()})
 
     def layer_named(self, name: str) -> LayerSite | None:
         """The layer site that patches record by that name."""
-        return next((site for site in self._of_layers() if site.name == name), None)
+        return self._named.get(name)
 
     def __contains__(self, name: object) -> bool:
-        return name == self.last.name or any(site.name == name for site in self._of_layers())
+        return name == self.last.name or name in self._named
 
     def at(self, reads: Layer, token: Token, writes: Layer) -> LayerSite:
         """The site there. Where the key is a mean, a value takes the place of the token that a classifier's head reads,
