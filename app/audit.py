@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from app.editing.outcome import Answers, Encoded
 from app.engine import Engine
 from app.follower import Follower
-from app.store import EditRecord, Ledger
+from app.store import EditRecord, HistoryRow, Ledger
 from editors.errors import EditorError
 
 TOLERANCE = 1e-5
 """How far a recomputed score may be from the recorded one: another batch moves the last bits of a model."""
+
+
+_JUDGED = frozenset({"live", "reapplied", "refitted"})
+"""What follows a judgement; other events let an edit in with the evidence that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +43,9 @@ async def audit(ledger: Ledger, engine: Engine, follower: Follower, *, new_token
 
 
 async def _answered_again(record: EditRecord, engine: Engine, new_tokens: int) -> Finding:
-    """The edit's input under the revision for which its answer was recorded: when it was last judged to go live."""
+    """The edit's input under the revision for which its answer was recorded."""
     assert record.after is not None
-    judged = [row.detail["revision"] for row in record.history if row.event in ("live", "reapplied")][-1]
+    judged = _judged(record.history)
     encoded = Encoded.of(engine.model, record.draft)
     view = engine.live.view(as_of=judged)
     now = (await Answers.under(engine, encoded, view, new_tokens=new_tokens)).prediction
@@ -50,6 +54,17 @@ async def _answered_again(record: EditRecord, engine: Engine, new_tokens: int) -
     same = same and abs(then.get("score", 0.0) - getattr(now, "score", 0.0)) <= TOLERANCE
     detail = f"answers {said} as recorded" if same else f"recorded {_said(then)}, answers {said}"
     return Finding(f"edit {record.id}", same, f"{record.draft.input!r} {detail}.")
+
+
+def _judged(history: Sequence[HistoryRow]) -> int:
+    """The revision for which the evidence that an edit has was recorded.
+
+    A restore may bring back an earlier patch with the evidence of its own time, which its row names by its digest.
+    """
+    sealed = [row for row in history if "evidence" in row.detail]
+    last = sealed[-1].detail["evidence"]
+    revisions = [row.detail["revision"] for row in sealed if row.detail["evidence"] == last and row.event in _JUDGED]
+    return int(revisions[-1])
 
 
 def _said(prediction: Mapping[str, Any], *, short: bool = False) -> str:

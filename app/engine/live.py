@@ -19,6 +19,8 @@ from editors.composition import Composition
 class Entry:
     """One patch of the ledger: which edit it is of, which edit that one replaced, and when it was live.
 
+    An edit that was fitted again has several, of which never more than one is live.
+
     spans: pairs (since, until); the patch is live in revisions since <= n < until, None: it still is.
     """
 
@@ -30,6 +32,10 @@ class Entry:
 
     def live_in(self, revision: int) -> bool:
         return any(since <= revision and (until is None or revision < until) for since, until in self.spans)
+
+    def entered(self, revision: int) -> int:
+        """The last revision up to this one in which the patch went live; -1 if it had not."""
+        return max((since for since, _ in self.spans if since <= revision), default=-1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +83,16 @@ class Live:
         """The numbers of an edit's patches; none for an edit that never went live."""
         return self._patches.get(edit_id, ())
 
+    def patch_of(self, edit_id: str, *, as_of: int | None = None) -> int | None:
+        """The number of the patch with which an edit is, or was last, live, as of a revision (default: the newest).
+
+        None for an edit that had not gone live. It is this patch that a revert or a re-apply brings back.
+        """
+        revision = self.revision if as_of is None else as_of
+        entered = {number: self.entries[number].entered(revision) for number in self.patches_of(edit_id)}
+        last = max(entered, key=entered.__getitem__, default=None)
+        return None if last is None or entered[last] < 0 else last
+
     def conflicting(self, input_key: str, target: str, *, besides: str | None) -> list[str]:
         """The live edits, other than `besides`, that want another answer for an input."""
         alive = (self.entries[number] for number in self.alive.nonzero().flatten().tolist())
@@ -99,7 +115,7 @@ class Live:
         assert 0 <= revision <= self.revision
         alive = self.alive if as_of is None else self._alive_in(revision)
         if exclude:
-            alive = self._without(alive, exclude)
+            alive = self._without(alive, exclude, revision)
         return View(revision, self.overlay, alive, self.edit_ids)
 
     def bare(self) -> View:
@@ -109,28 +125,28 @@ class Live:
     def _alive_in(self, revision: int) -> Tensor:
         return torch.tensor([entry.live_in(revision) for entry in self.entries], dtype=torch.bool)
 
-    def _without(self, alive: Tensor, exclude: Collection[str]) -> Tensor:
-        """As if the excluded edits were reverted one after the other."""
+    def _without(self, alive: Tensor, exclude: Collection[str], revision: int) -> Tensor:
+        """As if the excluded edits were reverted one after the other in that revision."""
         alive = alive.clone()
         leaving = [number for edit_id in exclude for number in self.patches_of(edit_id) if alive[number]]
         while leaving:
             number = leaving.pop()
             alive[number] = False
-            back = self._returning(number, alive)
+            back = self._returning(number, alive, revision)
             if back is not None:
                 alive[back] = True
                 if self.edit_ids[back] in exclude:
                     leaving.append(back)
         return alive
 
-    def _returning(self, number: int, alive: Tensor) -> int | None:
+    def _returning(self, number: int, alive: Tensor, revision: int) -> int | None:
         """The patch that comes back when patch `number` has gone: of the edit it had replaced, unless one stands in
         its way that replaces it too, or that wants another answer for its input.
         """
         replaced = self.entries[number].supersedes
-        if replaced is None:
+        back = None if replaced is None else self.patch_of(replaced, as_of=revision)
+        if replaced is None or back is None:
             return None
-        back = self.patches_of(replaced)[-1]
         returning = self.entries[back]
         for place in alive.nonzero().flatten().tolist():
             other = self.entries[place]
@@ -144,4 +160,4 @@ class Live:
         replaced = entry.supersedes
         while replaced is not None:
             yield replaced
-            replaced = self.entries[self.patches_of(replaced)[-1]].supersedes
+            replaced = self.entries[self.patches_of(replaced)[0]].supersedes  # every patch of an edit says the same

@@ -3,8 +3,9 @@
     database, tables, canonical     the databases, the tables, and the text of what is hashed
     scope                           one model's transactions
     history, changes, succession    how an event, a revision and a change of standing are written
-    edits, archive                  the queue and the records            } together a Ledger
-    revisions, patches, audit       the sets of live patches, their bytes, the check of it all
+    edits, archive                  the queue and the records; with what follows, together a Ledger
+    revisions, refits               the sets of live patches, and new patches for broken edits
+    patches, guards, audit          patches and guards, and the check of it all
     lock                            who may work the queue
 
 The only speaker of SQL. Synchronous: callers run it in threads. It knows no tensors, no HTTP and no settings.
@@ -23,6 +24,7 @@ from app.store.archive import Archive
 from app.store.audit import Audit
 from app.store.database import Database, UnsupportedDatabase, dialect_insert
 from app.store.edits import Queue
+from app.store.guards import Guards
 from app.store.lock import QueueLock, queue_lock
 from app.store.patches import Patches
 from app.store.records import (
@@ -34,6 +36,7 @@ from app.store.records import (
     EditRecord,
     Evidence,
     Flaw,
+    GuardRecord,
     HistoryRow,
     IdempotencyKey,
     Json,
@@ -47,6 +50,7 @@ from app.store.records import (
     Span,
     Status,
 )
+from app.store.refits import Refits
 from app.store.revisions import Revisions
 from app.store.scope import SERVICE, HeadMoved, Model
 from app.store.tables import models
@@ -60,6 +64,7 @@ __all__ = [
     "EditRecord",
     "Evidence",
     "Flaw",
+    "GuardRecord",
     "HeadMoved",
     "HistoryRow",
     "IdempotencyKey",
@@ -80,7 +85,7 @@ __all__ = [
 ]
 
 
-class Ledger(Queue, Archive, Revisions, Patches, Audit):
+class Ledger(Queue, Archive, Revisions, Refits, Patches, Guards, Audit):
     """Everything of one model. Safe to share between threads: each method is one transaction of its own."""
 
     def queue_lock(self) -> QueueLock:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, select
+from sqlalchemy import Connection, Row, and_, case, select
 
 from app.errors import NotFound, Unprocessable
 from app.store import history
@@ -29,7 +29,7 @@ _RECORDS = (
         hits.c.count.label("hit_count"),
         hits.c.last_at.label("last_hit_at"),
     )
-    .outerjoin(patches, patches.c.edit_id == edits.c.id)
+    .outerjoin(patches, and_(patches.c.model_id == edits.c.model_id, patches.c.number == edits.c.patch))
     .outerjoin(blobs, blobs.c.sha256 == patches.c.sha256)
     .outerjoin(hits, hits.c.edit_id == edits.c.id)
 )
@@ -106,8 +106,8 @@ def read(connection: Connection, model: Model, edit_id: str) -> EditRecord:
 
 
 def draft_values(draft: Draft) -> dict[str, Any]:
-    """The columns that hold a draft."""
-    return {
+    """The columns that hold a draft; what is not required is left out, so that nothing is hashed for it."""
+    values = {
         "input": draft.input,
         "input_key": draft.input_key,
         "target": draft.target,
@@ -120,6 +120,7 @@ def draft_values(draft: Draft) -> dict[str, Any]:
         "dry_run": draft.dry_run,
         "supersedes": draft.supersedes,
     }
+    return {**values, "required": draft.required} if draft.required else values
 
 
 def evidence_values(evidence: Evidence) -> dict[str, Any]:
@@ -152,6 +153,7 @@ def draft_of(row: Row[Any]) -> Draft:
         reporter=row.reporter,
         dry_run=row.dry_run,
         supersedes=row.supersedes,
+        required=row.required or {},
     )
 
 
@@ -186,6 +188,7 @@ def _record(row: Row[Any]) -> EditRecord:
         revision=row.revision,
         reverted_at=row.reverted_at,
         reverted_revision=row.reverted_revision,
+        refit_due=row.refit_due,
         before=row.before,
         after=row.after,
         verdict=row.verdict,

@@ -1,4 +1,6 @@
-"""One revision as it is written: its row, the spans it opens and closes, and the hash that covers them."""
+"""One revision as it is written: its row, the spans it opens and closes, the hash that covers them, and how the edits
+stand that it lets in or out.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from app.store import patches
 from app.store.canonical import digest
 from app.store.database import chunks
-from app.store.records import Cause, Learned, LedgerPatch, RevisionRecord
+from app.store.history import Event, Happening
+from app.store.records import Cause, Json, Learned, LedgerPatch, RevisionRecord
 from app.store.scope import Model
-from app.store.tables import revisions, spans, time_text
+from app.store.tables import edits, revisions, spans, time_text
+
+COVERED: Json = {"reverted_at": None, "reverted_revision": None, "refit_due": None}
+"""How an edit stands that another one supersedes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +51,24 @@ def write(connection: Connection, model: Model, change: Change, learned: Learned
     if learned is not None:
         (patch,) = change.opened
         patches.keep(connection, model, patch, learned, since=record.number)
-    _open(connection, model, _numbers(change.opened), record.number)
+    _open(connection, model, change.opened, record.number)
     _close(connection, model, _numbers(change.closed), record.number)
     return record
+
+
+def happening(event: Event, record: RevisionRecord, **detail: object) -> Happening:
+    """What the revision does to an edit, for its history."""
+    return Happening(event, record.actor, record.at, {"revision": record.number, **detail})
+
+
+def entered(record: RevisionRecord) -> Json:
+    """How an edit stands that the revision makes live."""
+    return {"revision": record.number, **COVERED}
+
+
+def left(record: RevisionRecord) -> Json:
+    """How an edit stands that is reverted in the revision."""
+    return {"reverted_at": record.at, "reverted_revision": record.number, "refit_due": None}
 
 
 def revision_hash(parent: str, number: int, change: Change) -> str:
@@ -85,10 +106,12 @@ def _insert(connection: Connection, model: Model, number: int, parent_hash: str,
     return record
 
 
-def _open(connection: Connection, model: Model, numbers: Sequence[int], revision: int) -> None:
-    for piece in chunks(numbers):
-        rows = [{"model_id": model.id, "patch": number, "since": revision} for number in piece]
+def _open(connection: Connection, model: Model, opened: Sequence[LedgerPatch], revision: int) -> None:
+    entering = update(edits).where(edits.c.id == bindparam("its_id")).values(patch=bindparam("its_patch"))
+    for piece in chunks(opened):
+        rows = [{"model_id": model.id, "patch": patch.number, "since": revision} for patch in piece]
         connection.execute(insert(spans), rows)
+        connection.execute(entering, [{"its_id": patch.edit_id, "its_patch": patch.number} for patch in piece])
 
 
 def _close(connection: Connection, model: Model, numbers: Sequence[int], revision: int) -> None:

@@ -1,4 +1,4 @@
-"""What happened to a model's edits, in order, each row chained to the one before it by hash.
+"""What happened to a model's edits and to its guard, in order, each row chained to the one before it by hash.
 
 An edit's status follows from the last thing that happened to it, so both are written in one place: `move`.
 """
@@ -38,7 +38,11 @@ class Event(StrEnum):
     SUPERSEDED = "superseded"
     RETURNED = "returned"  # the edit that had superseded it was reverted
     REQUEUED = "requeued"  # whoever worked on it died
-    RESTORED = "restored"  # live again because a revision was restored; without an edit: the restoring itself
+    RESTORED = "restored"  # live because a revision was restored; without an edit: the restoring itself
+    BROKEN = "broken"  # live, but the removal of another has broken it
+    REFITTED = "refitted"
+    REFIT_FAILED = "refit_failed"
+    GUARD = "guard"  # never an edit's: the guard was put, or withdrawn
 
 
 STATUS_AFTER: Mapping[Event, Status] = MappingProxyType(
@@ -47,6 +51,9 @@ STATUS_AFTER: Mapping[Event, Status] = MappingProxyType(
         Event.RETURNED: Status.LIVE,
         Event.RESTORED: Status.LIVE,
         Event.REQUEUED: Status.QUEUED,
+        Event.BROKEN: Status.LIVE,
+        Event.REFITTED: Status.LIVE,
+        Event.REFIT_FAILED: Status.LIVE,
     }
     | {Event(status.value): status for status in Status if status is not Status.QUARANTINED}
 )

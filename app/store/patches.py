@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, union
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, union, update
 
 from app.errors import NotFound
+from app.store.archive import evidence_values
 from app.store.database import chunks, dialect_insert
-from app.store.records import Changes, Learned, LedgerPatch, Span
-from app.store.scope import Model, Scope
+from app.store.records import Changes, Json, Learned, LedgerPatch, Span
+from app.store.scope import HeadMoved, Model, Scope
 from app.store.tables import activations, blobs, edits, patches, revisions, spans
 
 
@@ -48,16 +50,23 @@ class Patches(Scope):
             raise NotFound(f"There is no patch number {missing[0]}.")
         return [found[number] for number in numbers]
 
-    def patch_of(self, edit_id: str) -> tuple[str, bytes]:
-        """The SHA-256 and the bytes of the edit's patch. Raises NotFound."""
+    def patch_of(self, edit_id: str, sha256: str | None = None) -> tuple[str, bytes]:
+        """The SHA-256 and the bytes of the edit's patch: of that name, or with which it is, or was last, live.
+
+        Raises NotFound.
+        """
+        wanted = patches.c.number == edits.c.patch if sha256 is None else patches.c.sha256 == sha256
         with self._reading() as connection:
             row = connection.execute(
                 select(blobs.c.sha256, blobs.c.bytes)
                 .join(patches, patches.c.sha256 == blobs.c.sha256)
-                .where(patches.c.model_id == self._model.id, patches.c.edit_id == edit_id)
+                .join(edits, edits.c.id == patches.c.edit_id)
+                .where(patches.c.model_id == self._model.id, patches.c.edit_id == edit_id, wanted)
+                .limit(1)  # an edit that was fitted to the same bytes twice has two patches of one name
             ).one_or_none()
         if row is None:
-            raise NotFound(f"There is no patch of an edit {edit_id}.")
+            named = "patch" if sha256 is None else f"patch {sha256[:64]}"
+            raise NotFound(f"There is no {named} of an edit {edit_id}.")
         return row.sha256, row.bytes
 
     def activations(self, edit_ids: Sequence[str]) -> dict[str, bytes]:
@@ -101,6 +110,13 @@ def check_revision(connection: Connection, model: Model, number: int) -> None:
         raise NotFound(f"There is no revision {number}.")
 
 
+def check_head(connection: Connection, model: Model, expected: int) -> None:
+    """Raise HeadMoved if another revision than that is the newest."""
+    head = head_of(connection, model)
+    if head != expected:
+        raise HeadMoved(expected, head)
+
+
 def placed(connection: Connection, model: Model, *where: ColumnElement[bool]) -> tuple[LedgerPatch, ...]:
     """The model's patches that fulfil these conditions, in ledger order."""
     rows = connection.execute(
@@ -130,14 +146,20 @@ def live_in(connection: Connection, model: Model, number: int) -> tuple[LedgerPa
 
 
 def of_edits(connection: Connection, model: Model, edit_ids: Sequence[str]) -> tuple[LedgerPatch, ...]:
-    """The patches of these edits, in ledger order."""
-    return placed(connection, model, patches.c.edit_id.in_(edit_ids))
+    """The patches with which these edits are, or were last, live, in ledger order."""
+    return placed(connection, model, edits.c.id.in_(edit_ids), patches.c.number == edits.c.patch)
 
 
-def next_number(connection: Connection, model: Model) -> int:
-    """The number of the next patch that goes live for the first time."""
+def replaced(connection: Connection, model: Model) -> tuple[LedgerPatch, ...]:
+    """The patches whose edits are, or were last, live with another one, in ledger order."""
+    return placed(connection, model, patches.c.number != edits.c.patch)
+
+
+def next_patch(connection: Connection, model: Model, edit: Row[Any], learned: Learned) -> LedgerPatch:
+    """What was learned for an edit, as the next patch that goes live for the first time."""
     last = connection.scalar(select(func.max(patches.c.number)).where(patches.c.model_id == model.id))
-    return 0 if last is None else last + 1
+    number = 0 if last is None else last + 1
+    return LedgerPatch(number, learned.sha256, edit.id, edit.supersedes, edit.target, edit.input_key)
 
 
 def keep(connection: Connection, model: Model, patch: LedgerPatch, learned: Learned, *, since: int) -> None:
@@ -154,7 +176,31 @@ def keep(connection: Connection, model: Model, patch: LedgerPatch, learned: Lear
     )
     connection.execute(
         insert(patches).values(
-            model_id=model.id, number=patch.number, edit_id=patch.edit_id, sha256=patch.sha256, since=since
+            model_id=model.id,
+            number=patch.number,
+            edit_id=patch.edit_id,
+            sha256=patch.sha256,
+            since=since,
+            evidence=evidence_values(learned.evidence),
         )
     )
-    connection.execute(insert(activations).values(edit_id=patch.edit_id, bytes=learned.activations))
+    connection.execute(
+        dialect_insert(connection, activations)
+        .values(edit_id=patch.edit_id, bytes=learned.activations)
+        .on_conflict_do_nothing(index_elements=[activations.c.edit_id])  # they are the edit's, whatever its patch
+    )
+
+
+def evidence_with(connection: Connection, model: Model, number: int) -> Json:
+    """The columns of an edit as it was last judged with the patch of that number."""
+    found: Json = connection.scalars(
+        select(patches.c.evidence).where(patches.c.model_id == model.id, patches.c.number == number)
+    ).one()
+    return found
+
+
+def judged_again(connection: Connection, model: Model, number: int, evidence: Json) -> None:
+    """Keep what was found with a patch that goes live again; `evidence` are the edit's columns."""
+    connection.execute(
+        update(patches).where(patches.c.model_id == model.id, patches.c.number == number).values(evidence=evidence)
+    )

@@ -6,7 +6,7 @@ JSON values stand for what the callers' contract shows; the store keeps them and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -43,6 +43,7 @@ class Cause(StrEnum):
     REVERT = "revert"
     REAPPLY = "reapply"
     RESTORE = "restore"
+    REFIT = "refit"  # a live edit that a removal had broken got another patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,10 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A reported mistake, as accepted. `input_key` is the same for inputs that differ in nothing that counts."""
+    """A reported mistake, as accepted. `input_key` is the same for inputs that differ in nothing that counts.
+
+    required: what the report asks of the judge beyond what the service does; empty if nothing.
+    """
 
     input: str
     input_key: str
@@ -71,6 +75,7 @@ class Draft:
     reporter: str
     dry_run: bool
     supersedes: str | None
+    required: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +129,13 @@ class EditRecord:
     revision: int | None  # in which it last went live
     reverted_at: datetime | None
     reverted_revision: int | None
+    refit_due: int | None  # the revision since which it waits to be fitted again
     before: Json | None
     after: Json | None
     verdict: Json | None
     fit: Json | None
     failure: str | None  # why it failed, for the status `failed`
-    patch: PatchSummary | None
+    patch: PatchSummary | None  # the one with which it is, or was last, live
     hits: int
     last_hit_at: datetime | None
     history: tuple[HistoryRow, ...] = ()
@@ -141,6 +147,17 @@ class Page:
 
     items: tuple[EditRecord, ...]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What an edit was found to do, whether it went live or not."""
+
+    before: Json | None = None
+    after: Json | None = None
+    verdict: Json | None = None
+    fit: Json | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +173,9 @@ class Learned:
     fit: Json
     activations: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What is kept of an edit that did not go live."""
-
-    before: Json | None = None
-    after: Json | None = None
-    verdict: Json | None = None
-    fit: Json | None = None
-    failure: str | None = None
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence(self.before, self.after, self.verdict, self.fit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +224,17 @@ class Changes:
     head: int
     patches: tuple[LedgerPatch, ...]
     spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRecord:
+    """The inputs that no edit may change, as someone put them. `sha256` is of their bytes; None: withdrawn."""
+
+    number: int  # counts from 1
+    sha256: str | None
+    inputs: int
+    actor: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from app.errors import ConflictingEdit, NotLive, NotReverted
 from app.store import changes, patches
 from app.store.archive import cursor_number, evidence_values
 from app.store.canonical import digest
-from app.store.changes import Change
+from app.store.changes import COVERED, Change, entered, happening, left
 from app.store.history import Event, Happening, append, move
 from app.store.records import (
     Cause,
@@ -28,7 +28,8 @@ from app.store.records import (
     RevisionRecord,
     Status,
 )
-from app.store.scope import HeadMoved, Scope
+from app.store.refits import mark_broken
+from app.store.scope import Scope
 from app.store.succession import (
     check_conflicts,
     edit_row,
@@ -83,45 +84,57 @@ class Revisions(Scope):
             if edit.status not in (Status.FITTING, Status.JUDGING):
                 return None
             check_conflicts(connection, self._model, edit, besides={edit_id, edit.supersedes})
-            self._check_head(connection, expected_head)
-            number = patches.next_number(connection, self._model)
-            patch = LedgerPatch(number, learned.sha256, edit_id, edit.supersedes, edit.target, edit.input_key)
+            patches.check_head(connection, self._model, expected_head)
+            patch = patches.next_patch(connection, self._model, edit, learned)
             below = self._live_below(connection, edit)
             change = Change(Cause.EDIT, edit_id, edit.actor, datetime.now(UTC), opened=(patch,), closed=below)
             record = changes.write(connection, self._model, change, learned)
-            evidence = evidence_values(Evidence(learned.before, learned.after, learned.verdict, learned.fit))
-            live = _happening(Event.LIVE, record, patch=learned.sha256, evidence=digest(evidence))
-            values = {**evidence, **_entered(record), "finished_at": record.at}
+            evidence = evidence_values(learned.evidence)
+            live = happening(Event.LIVE, record, patch=learned.sha256, evidence=digest(evidence))
+            values = {**evidence, **entered(record), "finished_at": record.at}
             move(connection, self._model, live, [edit_id], values)
             self._supersede(connection, record, below)
             return record
 
-    def revert(self, edit_id: str, *, actor: str, reason: str, verdict: Json, expected_head: int) -> RevisionRecord:
+    def revert(
+        self,
+        edit_id: str,
+        *,
+        actor: str,
+        reason: str,
+        verdict: Json,
+        expected_head: int,
+        broken: Sequence[str] = (),
+        refit: bool = False,
+    ) -> RevisionRecord:
         """Take a live edit out of service; the edit that it had superseded comes back.
 
-        verdict: what the removal does to the others; kept in the history. Raises NotFound, NotLive or HeadMoved.
+        verdict: what the removal does to the others; kept in the history. broken: the edits that do not hold any more
+        without this one; with `refit` those that stay live wait to be fitted again. Raises NotFound, NotLive or
+        HeadMoved.
         """
         with self._writing() as connection:
             edit = edit_row(connection, self._model, edit_id)
             if edit.status != Status.LIVE:
                 raise NotLive(_not_live(connection, edit))
-            self._check_head(connection, expected_head)
+            patches.check_head(connection, self._model, expected_head)
             freed = [row.id for row in orphans(connection, self._model, edit)]
             back = returning(connection, self._model, edit)
             opened = patches.of_edits(connection, self._model, [back]) if back else ()
             closed = patches.of_edits(connection, self._model, [edit_id])
             change = Change(Cause.REVERT, edit_id, actor, datetime.now(UTC), opened=opened, closed=closed)
             record = changes.write(connection, self._model, change)
-            reverted = _happening(Event.REVERTED, record, reason=reason, verdict=verdict)
-            move(connection, self._model, reverted, [edit_id], _left(record))
+            reverted = happening(Event.REVERTED, record, reason=reason, verdict=verdict)
+            move(connection, self._model, reverted, [edit_id], left(record))
             if back is not None:
-                move(connection, self._model, _happening(Event.RETURNED, record), [back], _entered(record))
+                move(connection, self._model, happening(Event.RETURNED, record), [back], entered(record))
             elif freed:  # another edit of the same input stands in the way of what would have come back
-                move(connection, self._model, _happening(Event.REVERTED, record), freed, _left(record))
+                move(connection, self._model, happening(Event.REVERTED, record), freed, left(record))
+            mark_broken(connection, self._model, broken, record, refit=refit)
             return record
 
     def reapply(self, edit_id: str, *, actor: str, verdict: Json, after: Json, expected_head: int) -> RevisionRecord:
-        """Make a reverted edit live again with the same patch; what it supersedes goes again.
+        """Make a reverted edit live again with the patch that it had; what it supersedes goes again.
 
         verdict, after: its evidence from now on. Raises NotFound, NotReverted, ConflictingEdit or HeadMoved.
         """
@@ -133,41 +146,44 @@ class Revisions(Scope):
             above = successor(connection, edit_id)
             if above is not None:
                 raise ConflictingEdit(f"The edit {above} is live, and supersedes the edit {edit_id}.", [above])
-            self._check_head(connection, expected_head)
+            patches.check_head(connection, self._model, expected_head)
             opened = patches.of_edits(connection, self._model, [edit_id])
             below = self._live_below(connection, edit)
             change = Change(Cause.REAPPLY, edit_id, actor, datetime.now(UTC), opened=opened, closed=below)
             record = changes.write(connection, self._model, change)
             evidence = evidence_values(Evidence(edit.before, after, verdict, edit.fit))
-            reapplied = _happening(Event.REAPPLIED, record, verdict=verdict, evidence=digest(evidence))
-            move(connection, self._model, reapplied, [edit_id], {**evidence, **_entered(record)})
+            patches.judged_again(connection, self._model, edit.patch, evidence)
+            reapplied = happening(Event.REAPPLIED, record, verdict=verdict, evidence=digest(evidence))
+            move(connection, self._model, reapplied, [edit_id], {**evidence, **entered(record)})
             self._supersede(connection, record, below)
             return record
 
     def restore(self, number: int, *, actor: str, reason: str, expected_head: int) -> RevisionRecord:
-        """Make a revision with exactly the patches of revision `number`. Raises NotFound or HeadMoved."""
+        """Make a revision with exactly the patches of revision `number`.
+
+        An edit that had another patch then gets that one back, and its evidence. Raises NotFound or HeadMoved.
+        """
         with self._writing() as connection:
             patches.check_revision(connection, self._model, number)
-            self._check_head(connection, expected_head)
+            patches.check_head(connection, self._model, expected_head)
             present = patches.live_in(connection, self._model, expected_head)
             wanted = patches.live_in(connection, self._model, number)
             opened, closed = _without(wanted, present), _without(present, wanted)
+            exchanged = _among(patches.replaced(connection, self._model), opened)
             change = Change(Cause.RESTORE, None, actor, datetime.now(UTC), opened=opened, closed=closed)
             record = changes.write(connection, self._model, change)
-            restored = _happening(Event.RESTORED, record, restored=number)
-            append(connection, self._model, _happening(Event.RESTORED, record, restored=number, reason=reason), [None])
+            restored = happening(Event.RESTORED, record, restored=number)
+            append(connection, self._model, happening(Event.RESTORED, record, restored=number, reason=reason), [None])
             moved = standings(ever_live(connection, self._model), {patch.edit_id for patch in wanted})
             gone = replace(restored, event=Event.REVERTED)
-            move(connection, self._model, gone, moved[Status.REVERTED], _left(record))
+            move(connection, self._model, gone, moved[Status.REVERTED], left(record))
             covered = replace(restored, event=Event.SUPERSEDED)
-            move(connection, self._model, covered, moved[Status.SUPERSEDED], _NOT_REVERTED)
-            move(connection, self._model, restored, moved[Status.LIVE], _entered(record))
+            move(connection, self._model, covered, moved[Status.SUPERSEDED], COVERED)
+            otherwise = {patch.edit_id for patch in exchanged}
+            returned = [edit_id for edit_id in moved[Status.LIVE] if edit_id not in otherwise]
+            move(connection, self._model, restored, returned, entered(record))
+            self._exchange(connection, record, restored, exchanged)
             return record
-
-    def _check_head(self, connection: Connection, expected: int) -> None:
-        head = patches.head_of(connection, self._model)
-        if head != expected:
-            raise HeadMoved(expected, head)
 
     def _live_below(self, connection: Connection, edit: Row[Any]) -> tuple[LedgerPatch, ...]:
         """The patch of the edit that this one supersedes, if it is live; it may have been reverted meanwhile."""
@@ -175,29 +191,29 @@ class Revisions(Scope):
             return ()
         return patches.of_edits(connection, self._model, [edit.supersedes])
 
+    def _exchange(
+        self, connection: Connection, record: RevisionRecord, restored: Happening, exchanged: Sequence[LedgerPatch]
+    ) -> None:
+        """Give edits that come with an earlier patch the evidence of that patch."""
+        for patch in exchanged:
+            evidence = patches.evidence_with(connection, self._model, patch.number)
+            told = {**restored.detail, "patch": patch.sha256, "evidence": digest(evidence)}
+            values = {**evidence, **entered(record)}
+            move(connection, self._model, replace(restored, detail=told), [patch.edit_id], values)
+
     def _supersede(self, connection: Connection, record: RevisionRecord, below: Sequence[LedgerPatch]) -> None:
         edit_ids = [patch.edit_id for patch in below]
-        move(connection, self._model, _happening(Event.SUPERSEDED, record), edit_ids)
-
-
-_NOT_REVERTED: Json = {"reverted_at": None, "reverted_revision": None}
-
-
-def _entered(record: RevisionRecord) -> Json:
-    return {"revision": record.number, **_NOT_REVERTED}
-
-
-def _left(record: RevisionRecord) -> Json:
-    return {"reverted_at": record.at, "reverted_revision": record.number}
-
-
-def _happening(event: Event, record: RevisionRecord, **detail: object) -> Happening:
-    return Happening(event, record.actor, record.at, {"revision": record.number, **detail})
+        move(connection, self._model, happening(Event.SUPERSEDED, record), edit_ids, COVERED)
 
 
 def _without(these: Sequence[LedgerPatch], those: Sequence[LedgerPatch]) -> tuple[LedgerPatch, ...]:
     numbers = {patch.number for patch in those}
     return tuple(patch for patch in these if patch.number not in numbers)
+
+
+def _among(these: Sequence[LedgerPatch], those: Sequence[LedgerPatch]) -> tuple[LedgerPatch, ...]:
+    numbers = {patch.number for patch in those}
+    return tuple(patch for patch in these if patch.number in numbers)
 
 
 def _not_live(connection: Connection, edit: Row[Any]) -> str:

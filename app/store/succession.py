@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, select
 from app.errors import ConflictingEdit, NotFound
 from app.store.records import Draft, Status
 from app.store.scope import Model
-from app.store.tables import edits, patches
+from app.store.tables import edits
 
 
 def edit_row(connection: Connection, model: Model, edit_id: str) -> Row[Any]:
@@ -67,8 +67,7 @@ def successor(connection: Connection, edit_id: str, *, besides: str | None = Non
     while asked:
         rows = connection.execute(
             select(edits.c.id, edits.c.status)
-            .join(patches, patches.c.edit_id == edits.c.id)
-            .where(edits.c.supersedes.in_(asked))
+            .where(edits.c.supersedes.in_(asked), edits.c.patch.is_not(None))
             .order_by(edits.c.number)
         ).all()
         for row in rows:
@@ -112,9 +111,8 @@ def ever_live(connection: Connection, model: Model) -> Sequence[Standing]:
     """Every edit that ever was live, in ledger order."""
     rows = connection.execute(
         select(edits.c.id, edits.c.status, edits.c.supersedes)
-        .join(patches, patches.c.edit_id == edits.c.id)
-        .where(patches.c.model_id == model.id)
-        .order_by(patches.c.number)
+        .where(edits.c.model_id == model.id, edits.c.patch.is_not(None))
+        .order_by(edits.c.patch)
     )
     return [Standing(row.id, Status(row.status), row.supersedes) for row in rows]
 

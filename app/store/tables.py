@@ -1,15 +1,17 @@
-"""The tables. Nothing is ever deleted; what may change is an edit's standing, the end of a span, and the hit counts.
+"""The tables. Nothing is ever deleted; what may change is an edit's standing, the evidence of the patch with which it
+is judged again, the end of a span, and the hit counts.
 
     models            the deployed models; the row is what a writer locks
     edits             reported mistakes, numbered as accepted: the queue and the record
     blobs             patch bytes, addressed by SHA-256
-    patches           the ledger's patches, numbered in the order of first going live
+    patches           the ledger's patches, numbered in the order of first going live; an edit fitted again has several
     activations       bytes that spare computing an edit's rows again
     revisions         numbered sets of live patches; the parent is unique, so a revision has one child
     spans             a patch is live in revisions since <= n < until
     history           what happened, each row chained to the one before it by hash
     idempotency_keys  which edit a caller's key has made
     hits              how often an edit took part in an answer
+    guards            the inputs that no edit may change, as they were put; the newest row counts
 
 Times and JSON are text, so that both databases give back exactly what was hashed.
 """
@@ -129,10 +131,21 @@ edits = Table(
     Column("verdict", JsonText),
     Column("fit", JsonText),
     Column("failure", Text),
+    Column("required", JsonText),  # none: nothing beyond what the service requires
+    Column("patch", Integer),  # the number of the patch with which the edit is, or was last, live
+    Column("refit_due", Integer),  # the revision that broke the edit, while it waits to be fitted again
     UniqueConstraint("model_id", "number"),
     Index(None, "model_id", "status", "number"),
     Index(None, "model_id", "input_digest"),
     Index(None, "supersedes"),
+)
+
+Index(
+    "ix_edits_refit_due",
+    edits.c.model_id,
+    edits.c.number,
+    sqlite_where=text("refit_due IS NOT NULL"),
+    postgresql_where=text("refit_due IS NOT NULL"),
 )
 
 blobs = Table(
@@ -149,11 +162,13 @@ patches = Table(
     metadata,
     Column("model_id", ForeignKey("models.id"), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("edit_id", ForeignKey("edits.id"), nullable=False, unique=True),
+    Column("edit_id", ForeignKey("edits.id"), nullable=False),
     Column("sha256", ForeignKey("blobs.sha256"), nullable=False),
     Column("since", Integer, nullable=False),  # the revision in which it first went live
+    Column("evidence", JsonText, nullable=False),  # the edit's, as it was last judged with this patch
     ForeignKeyConstraint(["model_id", "since"], ["revisions.model_id", "revisions.number"]),
     UniqueConstraint("model_id", "since"),
+    Index(None, "edit_id"),
 )
 
 activations = Table(
@@ -233,4 +248,16 @@ hits = Table(
     Column("edit_id", ForeignKey("edits.id"), primary_key=True),
     Column("count", Integer, nullable=False),
     Column("last_at", UtcTime, nullable=False),
+)
+
+guards = Table(
+    "guards",
+    metadata,
+    Column("model_id", ForeignKey("models.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("actor", Text, nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("inputs", Integer, nullable=False),
+    Column("sha256", String(64)),  # none: what was put before is withdrawn
+    Column("bytes", LargeBinary),
 )

@@ -10,8 +10,9 @@ import pytest
 from app.audit import Finding
 from app.main import verify
 from app.settings import Settings
+from app.store import Learned, Ledger, ModelIdentity, Store
 from tests.app.conftest import Caller, sentence, settings_in, started
-from tests.deployed import deploy
+from tests.deployed import LABELS, deploy
 
 
 @pytest.fixture
@@ -74,3 +75,38 @@ def test_an_edit_that_a_restore_brought_back_beside_another_is_in_order(settings
         client.delete(f"/edits/{second['id']}")
         assert client.post(f"/revisions/{both}/restore").status_code == 201
     assert broken(settings) == []
+
+
+def test_an_edit_that_was_fitted_again_answers_as_was_recorded_for_each_of_its_patches(settings: Settings) -> None:
+    with started(settings) as client:
+        caller = Caller(client)
+        unedited = caller.label(sentence(1))
+        one, other = [label for label in LABELS if label != unedited][:2]
+        first, second = caller.edit(sentence(1), one)["id"], caller.edit(sentence(2))["id"]
+        client.delete(f"/edits/{first}")
+        client.delete(f"/edits/{second}")
+        lending = caller.edit(sentence(1), other)["id"]
+        client.delete(f"/edits/{lending}")
+        for each in (first, second):
+            assert client.post(f"/edits/{each}/reapply").status_code == 200
+        fingerprint = client.post("/predict", json={"inputs": ["w1"]}).json()["model"]
+    store = Store.open(settings.database_url)
+    ledger = store.ledger(ModelIdentity(fingerprint, "", "", "", ""))
+    fit_again(ledger, first, second, lending)
+    assert broken(settings) == []
+    ledger.restore(1, actor="ann", reason="", expected_head=ledger.head())
+    after = ledger.edit(first).after
+    assert after is not None
+    assert after["prediction"]["label"] == one
+    assert broken(settings) == []
+    store.close()
+
+
+def fit_again(ledger: Ledger, edit_id: str, removed: str, lending: str) -> None:
+    """As if the removal of one edit had broken another, which then learned what the lending one had."""
+    head = ledger.head()
+    ledger.revert(removed, actor="ann", reason="", verdict={}, expected_head=head, broken=[edit_id], refit=True)
+    lent, (sha256, data) = ledger.edit(lending), ledger.patch_of(lending)
+    evidence = (lent.before or {}, lent.after or {}, lent.verdict or {}, lent.fit or {})
+    learned = Learned(data, sha256, "safetensors/1", *evidence, ledger.activations([edit_id])[edit_id])
+    assert ledger.refit(edit_id, learned, expected_head=head + 1) is not None

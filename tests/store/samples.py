@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 
 from app.store import Draft, Evidence, Learned, Ledger, ModelIdentity, RevisionRecord, Status
 
@@ -75,8 +77,29 @@ def rejected(ledger: Ledger) -> str:
     return edit_id
 
 
-def revert(ledger: Ledger, edit_id: str) -> RevisionRecord:
-    return ledger.revert(edit_id, actor="bob", reason="wrong", verdict={"passed": True}, expected_head=ledger.head())
+def revert(ledger: Ledger, edit_id: str, *, broken: Sequence[str] = (), refit: bool = False) -> RevisionRecord:
+    return ledger.revert(
+        edit_id,
+        actor="bob",
+        reason="wrong",
+        verdict={"passed": True},
+        expected_head=ledger.head(),
+        broken=broken,
+        refit=refit,
+    )
+
+
+def broken(ledger: Ledger, *texts: str) -> list[str]:
+    """Live edits, one a text, that wait to be fitted again since the removal of another."""
+    edit_ids = [live(ledger, text) for text in texts]
+    revert(ledger, live(ledger, "removed"), broken=edit_ids, refit=True)
+    return edit_ids
+
+
+def refit(ledger: Ledger, edit_id: str, patch: bytes = b"another patch") -> RevisionRecord | None:
+    """A new patch, whose evidence is that of no other."""
+    brought = replace(learned(patch), after={"refitted": patch.decode()}, fit={"steps": len(patch)})
+    return ledger.refit(edit_id, brought, expected_head=ledger.head())
 
 
 def reapply(ledger: Ledger, edit_id: str) -> RevisionRecord:

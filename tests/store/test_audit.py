@@ -10,10 +10,12 @@ from tests.store.conftest import Tamper
 from tests.store.samples import (
     OTHER_IDENTITY,
     accept,
+    broken,
     claimed,
     draft,
     live,
     reapply,
+    refit,
     rejected,
     restore,
     revert,
@@ -32,6 +34,11 @@ def test_a_ledger_in_which_everything_has_happened_has_no_flaw(ledger: Ledger, s
     reapply(ledger, second)
     restore(ledger, 1)
     restore(ledger, 0)
+    (third,) = broken(ledger, "three")
+    refit(ledger, third)
+    revert(ledger, live(ledger, "four"), broken=[third], refit=True)
+    ledger.refit_failed(third, reason="No.", verdict=None)
+    restore(ledger, ledger.head() - 4)
     rejected(ledger)
     ledger.cancel(accept(ledger), actor="bob", reason="")
     ledger.finish(claimed(ledger), Status.FAILED, Evidence(failure="No."), detail={"steps": 0.1})
@@ -40,6 +47,8 @@ def test_a_ledger_in_which_everything_has_happened_has_no_flaw(ledger: Ledger, s
     ledger.accept(draft("ümlaut \u2028"), actor="ann", limit=99, key=IdempotencyKey("k", "b"))
     ledger.record_hits({first: (1, datetime.now(UTC))})
     live(store.ledger(OTHER_IDENTITY))
+    ledger.put_guard(b"one", inputs=1, actor="ann")
+    ledger.withdraw_guard(actor="ann")
     assert ledger.verify() == []
 
 
@@ -86,7 +95,7 @@ def test_a_changed_byte_of_a_patch_is_named(ledger: Ledger, tamper: Tamper) -> N
 def test_a_patch_exchanged_for_another_is_named(ledger: Ledger, tamper: Tamper) -> None:
     first, second = live(ledger, "one"), live(ledger, "two")
     tamper("UPDATE patches SET sha256 = :sha256 WHERE edit_id = :first", sha256=ledger.patch_of(second)[0], first=first)
-    assert wheres(ledger) == [f"edit {first}", "revision 1"]
+    assert wheres(ledger) == [f"edit {first}", "revision 1", "patch number 0"]
 
 
 @pytest.mark.parametrize("change", ["until = 2", "until = 3", "since = 2"])
@@ -129,10 +138,38 @@ def test_a_changed_ledger_order_is_noticed(ledger: Ledger, tamper: Tamper) -> No
     assert "patch number 0" in wheres(ledger)
 
 
-@pytest.mark.parametrize("change", ["target = 'other'", "input = 'other'", "reporter = 'eve'", "options = '{}'"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "target = 'other'",
+        "input = 'other'",
+        "reporter = 'eve'",
+        "options = '{}'",
+        """required = '{"guard_fires": 0.0}'""",
+    ],
+)
 def test_a_changed_report_is_named(ledger: Ledger, tamper: Tamper, change: str) -> None:
     edit_id = live(ledger)
     tamper(f"UPDATE edits SET {change}")
+    assert wheres(ledger) == [f"edit {edit_id}"]
+
+
+def test_the_changed_evidence_of_a_former_patch_is_named(ledger: Ledger, tamper: Tamper) -> None:
+    refit(ledger, broken(ledger, "one")[0])
+    tamper("UPDATE patches SET evidence = REPLACE(evidence, 'lost_card', 'other') WHERE number = 0")
+    assert wheres(ledger) == ["patch number 0"]
+
+
+def test_an_edit_that_names_another_of_its_patches_is_noticed(ledger: Ledger, tamper: Tamper) -> None:
+    (edit_id,) = broken(ledger, "one")
+    refit(ledger, edit_id, edit_id.encode())  # the same bytes, so that only the number tells them apart
+    tamper("UPDATE edits SET patch = 0 WHERE id = :edit_id", edit_id=edit_id)
+    assert wheres(ledger) == [f"edit {edit_id}"]
+
+
+def test_an_edit_that_waits_for_a_patch_although_it_is_not_live_is_noticed(ledger: Ledger, tamper: Tamper) -> None:
+    edit_id = rejected(ledger)
+    tamper("UPDATE edits SET refit_due = 1")
     assert wheres(ledger) == [f"edit {edit_id}"]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
 
 from app.errors import Unavailable
-from app.store import Ledger, Store, UnsupportedDatabase
+from app.store import Ledger, Span, Status, Store, UnsupportedDatabase
 from app.store.database import Database, alembic_config
 from app.store.tables import metadata
-from tests.store.samples import IDENTITY, live
+from tests.store.samples import IDENTITY, broken, live, reapply, refit, rejected, revert, status
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,9 +51,9 @@ def test_the_migrations_write_the_very_statements_that_the_code_would(tmp_path: 
 
 
 def _sorted_clauses(statement: str) -> tuple[str, ...]:
-    # The order of constraints within a table means nothing.
-    head, _, body = statement.partition("(")
-    return head, *sorted(clause.strip(" ,)") for clause in body.split(", CONSTRAINT "))
+    # The order of columns and constraints within a table means nothing, nor do quotes around a plain name.
+    head, _, body = statement.replace('"', "").partition("(")
+    return head.strip(), *sorted(clause.strip() for clause in re.split(r",\s*(?![^(]*\))", body.rpartition(")")[0]))
 
 
 def test_a_downgrade_leaves_no_table_of_ours(empty_url: str) -> None:
@@ -63,6 +65,38 @@ def test_a_downgrade_leaves_no_table_of_ours(empty_url: str) -> None:
         assert inspect(connection).get_table_names() == ["alembic_version"]
     database.migrate()
     database.close()
+
+
+def test_going_back_to_the_first_tables_and_forward_again_keeps_all_that_they_can_hold(
+    url: str, store: Store, ledger: Ledger
+) -> None:
+    first = live(ledger, "one")
+    second = live(ledger, "one", "lost_card", supersedes=first)
+    revert(ledger, second)
+    reapply(ledger, second)
+    never = rejected(ledger)
+    before = [ledger.edit(edit_id) for edit_id in (first, second, never)]
+    database = Database(url)
+    with database.writing() as connection:
+        command.downgrade(alembic_config(connection), "0001")
+    database.close()
+    store.migrate()
+    assert [ledger.edit(edit_id) for edit_id in (first, second, never)] == before
+    assert ledger.changes(-1).spans == (Span(0, 1, 2), Span(0, 3, 4), Span(1, 2, 3), Span(1, 4, None))
+    assert ledger.verify() == []
+    assert status(ledger, revert(ledger, second).edit_id or "") is Status.REVERTED
+    assert ledger.live_edits(5) == (first,)
+
+
+def test_there_is_no_going_back_to_one_patch_an_edit_once_one_has_two(url: str, ledger: Ledger) -> None:
+    (edit_id,) = broken(ledger, "one")
+    refit(ledger, edit_id)
+    database = Database(url)
+    with pytest.raises(IntegrityError), database.writing() as connection:
+        command.downgrade(alembic_config(connection), "0001")
+    database.close()
+    assert ledger.verify() == []
+    assert ledger.patch_of(edit_id)[1] == b"another patch"
 
 
 def test_migrating_again_keeps_what_is_there(store: Store, ledger: Ledger) -> None:

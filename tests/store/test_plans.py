@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 from app.store import Ledger, Status
 from app.store.database import Database
 from app.store.tables import metadata
-from tests.store.samples import accept, claimed, live, revert
+from tests.store.samples import accept, broken, claimed, live, refit, revert
 
 HOT: dict[str, Callable[[Ledger], object]] = {
     "claim": lambda ledger: claimed(ledger, "two"),
@@ -25,6 +25,11 @@ HOT: dict[str, Callable[[Ledger], object]] = {
     "live edits": lambda ledger: ledger.live_edits(1),
     "patch bytes": lambda ledger: ledger.patch_bytes([0]),
     "edit": lambda ledger: ledger.edit(ledger.edits(limit=1).items[0].id),
+    "claim refit": lambda ledger: ledger.claim_refit(),
+    "refit": lambda ledger: refit(ledger, broken(ledger, "three")[0]),
+    "patch of": lambda ledger: ledger.patch_of(ledger.live_edits(1)[0]),
+    "guard number": lambda ledger: ledger.guard_number(),
+    "guard": lambda ledger: ledger.guard(),
     "page of a status": lambda ledger: ledger.edits(status=Status.LIVE),
 }
 

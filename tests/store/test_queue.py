@@ -17,6 +17,7 @@ from app.errors import (
     UnknownEdit,
 )
 from app.store import Evidence, IdempotencyKey, Ledger, Status, Store
+from app.store.canonical import digest
 from tests.store.samples import (
     OTHER_IDENTITY,
     UNKNOWN,
@@ -42,6 +43,21 @@ def test_an_accepted_edit_is_queued_as_it_was_reported(ledger: Ledger) -> None:
     assert not accepted.replayed
     assert (record.draft, record.status) == (report, Status.QUEUED)
     assert before <= record.created_at <= datetime.now(UTC)
+
+
+def test_what_a_report_requires_is_kept_and_sealed(ledger: Ledger) -> None:
+    report = replace(draft(), required={"rephrases_hold": 1.0, "guard_fires": 0.1 + 0.2})
+    plain, strict = (ledger.accept(each, actor="ann", limit=2).edit_id for each in (draft(), report))
+    assert ledger.edit(strict).draft == report
+    assert ledger.edit(plain).draft.required == {}
+    assert ledger.history(strict)[0].detail != ledger.history(plain)[0].detail
+
+
+def test_a_report_that_requires_nothing_is_sealed_by_the_names_it_always_had(ledger: Ledger) -> None:
+    report = draft()
+    names = ("input", "input_key", "target", "rephrases", "keep", "editor", "options", "reason", "reporter", "dry_run")
+    sealed = {name: getattr(report, name) for name in (*names, "supersedes")}
+    assert ledger.history(accept(ledger))[0].detail == {"draft": digest(sealed)}
 
 
 def test_ids_are_version_7_and_sort_as_they_were_accepted(ledger: Ledger) -> None:
