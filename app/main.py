@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -21,10 +22,12 @@ from app.editing.events import Listeners
 from app.editing.workshop import Workshop
 from app.engine import Engine, Live
 from app.engine.traffic import Reservoir
+from app.errors import BaselineEditor
 from app.follower import Follower
+from app.guarding import Guarding, Source
 from app.hits import Hits
 from app.judge import Judge, Required
-from app.memory import Known, KnownInput, Memory, learn, nothing_known, read_inputs
+from app.memory import Guard, Known, KnownInput, Memory, learn, read_inputs
 from app.model import Decoding, Model, load
 from app.model.builtin import builtin, intents
 from app.observe import Metrics, set_up_logging
@@ -86,6 +89,7 @@ async def _run(settings: Settings, service: Service, stopping: asyncio.Event) ->
         hits, engine = parts.serving.hits, parts.serving.engine
         beside = [
             asyncio.create_task(parts.follower.follow(FOLLOW_SECONDS)),
+            asyncio.create_task(parts.serving.guarding.follow(FOLLOW_SECONDS)),
             asyncio.create_task(hits.write_every(HITS_SECONDS)),
         ]
         working = asyncio.create_task(parts.worker.run())
@@ -113,7 +117,7 @@ def _report_failure(task: asyncio.Task[None], on_failure: Callable[[BaseExceptio
 def serve(settings: Settings) -> None:
     """Run the service until it is told to stop."""
     set_up_logging(settings.log_level, settings.log_format)
-    editor_named(settings.editor, editors())  # an editor that there is not is told before the model is loaded
+    _default_editor(settings, editors())  # one that cannot be it is told before the model is loaded
     if not _is_loopback(settings.host):
         log.warning(
             "listening beyond this machine: whoever reaches this address can read, change and revert edits",
@@ -183,11 +187,12 @@ async def _verify(settings: Settings) -> list[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """The model, its memory file and its guard file."""
+    """The model, its memory file and its guard file, and which of these the guard came from."""
 
     model: Model
     known: list[KnownInput]
     guard: list[KnownInput]
+    guard_source: Source
 
     @property
     def identity(self) -> ModelIdentity:
@@ -207,10 +212,10 @@ class _Parts:
 async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Metrics) -> _Parts:
     """Everything joined, at revision 0: nothing has been followed yet."""
     every = dict(editors())
-    default = editor_named(settings.editor, every)
+    default = _default_editor(settings, every)
     model = loaded.model
     traffic = Reservoir(settings.max_traffic_rows) if settings.memory_from_traffic else None
-    overlay = Composition(every, model.sites, model.device)
+    overlay = Composition(every, model.sites, model.device, model.features)
     engine = Engine(
         model,
         Live(0, overlay, ()),
@@ -219,18 +224,43 @@ async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Me
         fit_share=settings.fit_share,
         traffic=traffic,
     )
-    keys_at = _layer_sites(every, model)
-    known = await _known(engine, loaded.known, settings, keys_at)
-    guard = known if loaded.guard == loaded.known else await _known(engine, loaded.guard, settings, keys_at)
-    memory = Memory(known, guard, traffic, limit=settings.max_memory_rows)
+    read = partial(_known, engine, settings=settings, keys_at=_layer_sites(every, model))
+    known = await read(loaded.known)
+    guard = known if loaded.guard == loaded.known else await read(loaded.guard)
+    memory = Memory(known, Guard.of(guard), traffic, limit=settings.max_memory_rows)
+    guarding = Guarding(ledger, engine, memory, read, source=loaded.guard_source, limit=settings.max_guard_rows)
     follower = Follower(ledger, engine, memory, every, metrics)
-    required = Required(settings.rephrases_required, settings.guard_required, settings.guard_fires_allowed)
-    judge = Judge(memory, model, required)
+    judge = Judge(memory, model, _required(settings))
     hits = Hits(ledger)
-    shop = Workshop(ledger, engine, follower, judge, memory, every, Listeners(), settings.new_tokens)
+    shop = Workshop(ledger, engine, follower, judge, memory, guarding, every, Listeners(), settings.new_tokens)
     worker = Worker(shop, metrics, rounds=settings.judge_rounds)
-    editing = Editing(shop, worker, hits, default_editor=default.name, max_queued=settings.max_queued_edits)
-    return _Parts(Serving(engine, ledger, editing, every, hits, memory), follower, worker)
+    editing = Editing(
+        shop,
+        worker,
+        hits,
+        default_editor=default.name,
+        baselines=settings.baselines,
+        max_queued=settings.max_queued_edits,
+        refits=settings.refit_after_revert,
+    )
+    return _Parts(Serving(engine, ledger, editing, every, hits, memory, guarding), follower, worker)
+
+
+def _required(settings: Settings) -> Required:
+    return Required(
+        rephrases_hold=settings.rephrases_required,
+        guard_unchanged=settings.guard_required,
+        guard_fires=settings.guard_fires_allowed,
+        other_edits_hold=settings.edits_required,
+    )
+
+
+def _default_editor(settings: Settings, every: Mapping[str, Editor]) -> Editor:
+    """The editor of edits that name none. Raises UnknownEditor, and BaselineEditor for one that may not go live."""
+    editor = editor_named(settings.editor, every)
+    if editor.baseline and not settings.baselines:
+        raise BaselineEditor(editor.name)
+    return editor
 
 
 def _open_store(url: str) -> Store:
@@ -248,9 +278,9 @@ def _load(settings: Settings) -> _Loaded:
         source, known = settings.model, []
     if settings.memory_file is not None:
         known = read_inputs(settings.memory_file, limit=settings.max_memory_rows)
-    guard = known[: settings.max_guard_rows]
+    guard, guard_source = known[: settings.max_guard_rows], _source(known)
     if settings.guard_file is not None:
-        guard = read_inputs(settings.guard_file, limit=settings.max_guard_rows)
+        guard, guard_source = read_inputs(settings.guard_file, limit=settings.max_guard_rows), "guard file"
     model = load(
         source,
         name=settings.model,
@@ -259,7 +289,11 @@ def _load(settings: Settings) -> _Loaded:
         device=settings.device,
         dtype=settings.dtype,
     )
-    return _Loaded(model, known, guard)
+    return _Loaded(model, known, guard, guard_source)
+
+
+def _source(known: Sequence[KnownInput]) -> Source:
+    return "memory file" if known else "none"
 
 
 def _layer_sites(every: Mapping[str, Editor], model: Model) -> list[LayerSite]:
@@ -273,16 +307,15 @@ def _layer_sites(every: Mapping[str, Editor], model: Model) -> list[LayerSite]:
 
 
 async def _known(
-    engine: Engine, inputs: Sequence[KnownInput], settings: Settings, keys_at: Sequence[LayerSite]
+    engine: Engine, inputs: Sequence[KnownInput], *, settings: Settings, keys_at: Sequence[LayerSite]
 ) -> Known:
-    """The inputs with the unedited model's activations, wrong answers left out."""
-    if not inputs:
-        return nothing_known(engine.model)
-
+    """The inputs with the unedited model's activations and answers."""
     decoding = Decoding(settings.new_tokens) if engine.model.writes else None
     known = await learn(engine, inputs, decoding=decoding, cache=settings.cache_dir / "activations", keys_at=keys_at)
-    if known.wrong:
-        log.info("left out inputs that the model gets wrong", left_out=known.wrong, kept=len(known))
+    if known.missed or known.left_out:
+        log.info(
+            "the model gets some known inputs wrong", wrong=known.missed, cannot_say=known.left_out, inputs=len(inputs)
+        )
     return known
 
 

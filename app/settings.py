@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Where the model runs.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="What the model computes in.")
     editor: str = Field("transformer-patcher", description="The editor of edits that name none.")
+    baselines: bool = Field(False, description="Whether edits by baseline editors may go live.")
     memory_file: Path | None = Field(
         None, description="JSON Lines (`input`, optional `target`) that the model is known to get right."
     )
@@ -67,6 +68,8 @@ class Settings(BaseSettings):
     rephrases_required: float = Field(0.8, ge=0, le=1, description="Share of an edit's rephrases that must hold.")
     guard_required: float = Field(0.999, ge=0, le=1, description="Share of the guard that must be unchanged.")
     guard_fires_allowed: float = Field(0.005, ge=0, le=1, description="Share of the guard a patch may fire on.")
+    edits_required: float = Field(1.0, ge=0, le=1, description="Share of the other live edits that must hold.")
+    refit_after_revert: bool = Field(False, description="Whether edits that a revert breaks are fitted again.")
     judge_rounds: int = Field(3, ge=1, description="How often an edit is fitted before its failed gates reject it.")
     fit_share: float = Field(0.3, gt=0, lt=1, description="Share of the device that a fit gets under full load.")
 

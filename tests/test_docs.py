@@ -20,7 +20,7 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
     assert row is not None, f"{name} is not in docs/operations.md"
     field = Settings.model_fields[name]
     if field.default_factory is None:
-        shown = {None: "", True: "on", False: "off"}.get(field.default, str(field.default))
+        shown = {"None": "", "True": "on", "False": "off"}.get(str(field.default), str(field.default))
         assert row[1] == shown
 
 

@@ -17,10 +17,9 @@ FORBIDDEN = {
     "app/engine": ["sqlalchemy", "transformers", "app.store", "app.editing", "app.judge", "app.routes", "app.follower"],
     "app/model": ["sqlalchemy", "app.store", "app.engine", "app.editing", "app.routes"],
     "app/settings.py": ["torch", "transformers", "sqlalchemy"],
-    "app/judge.py": ["sqlalchemy", "transformers", "app.editing", "app.routes", "app.store"],
-    "app/standing.py": ["sqlalchemy", "transformers", "app.editing", "app.judge", "app.routes", "app.store"],
-    "app/texts.py": ["sqlalchemy", "transformers", "app.editing", "app.judge", "app.routes", "app.store"],
-    "app/memory.py": ["sqlalchemy", "transformers", "app.editing", "app.judge", "app.routes", "app.store"],
+    "app/judge": ["sqlalchemy", "transformers", "app.editing", "app.routes", "app.store"],
+    "app/memory": ["sqlalchemy", "transformers", "app.editing", "app.judge", "app.routes", "app.store"],
+    "app/guarding.py": ["sqlalchemy", "transformers", "app.editing", "app.judge", "app.routes"],
     "app/editing": ["app.routes", "transformers"],
     "app/follower.py": ["app.routes", "transformers"],
 }

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import benchmarks, edits, predictions, service, transfer
+from app.cli import benchmarks, edits, guard, predictions, robustness, service, transfer
 
 commands = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -36,6 +36,8 @@ commands.command("edit")(edits.edit)
 commands.command("edits")(edits.edits)
 commands.command("show")(edits.show)
 commands.command("revert")(edits.revert)
+commands.command("robustness")(robustness.robustness)
+commands.command("guard")(guard.guard)
 commands.command("import")(transfer.import_edits)
 commands.command("export")(transfer.export_edits)
 commands.command("verify")(service.verify)

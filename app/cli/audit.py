@@ -7,7 +7,15 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.documents import Edit, Json
-from app.cli.tables import answers_table, gates_table, history_table, moment, status_text
+from app.cli.tables import (
+    answers_table,
+    conflicts_table,
+    gates_table,
+    guard_facts,
+    history_table,
+    moment,
+    status_text,
+)
 from app.cli.terminal import plain
 
 
@@ -18,6 +26,8 @@ def print_audit(console: Console, edit: Edit) -> None:
     _section(console, "Answers", answers_table(edit) if edit.get("before") or edit.get("after") else None)
     verdict = edit.get("verdict")
     _section(console, "Gates", gates_table(verdict["gates"]) if verdict else None)
+    _section(console, "The guard", guard_facts(verdict.get("guard")) if verdict else None)
+    _section(console, "Nearly the same input", conflicts_table(verdict.get("conflicts", ())) if verdict else None)
     history = edit.get("history")
     _section(console, "History", history_table(history) if history else None)
 
@@ -39,10 +49,12 @@ def _facts(edit: Edit) -> Table:
         "reason": edit.get("reason"),
         "reporter": edit.get("reporter"),
         "supersedes": edit.get("supersedes"),
+        "required": _listed(edit.get("required")),
         "editor": _with(edit["editor"], _listed(edit.get("options"))),
         "reported": moment(edit["created_at"]),
         "ended": moment(edit.get("finished_at")),
         "live since": _revision(edit.get("revision")),
+        "to be fitted again": _broken(edit.get("refit_due")),
         "reverted": _with(moment(edit.get("reverted_at")), _revision(edit.get("reverted_revision"))),
         "failure": edit.get("failure"),
         "fit": _listed(edit.get("fit")),
@@ -57,6 +69,10 @@ def _facts(edit: Edit) -> Table:
 
 def _revision(number: int | None) -> str:
     return "" if number is None else f"revision {number}"
+
+
+def _broken(revision: int | None) -> str:
+    return "" if revision is None else f"revision {revision} broke it"
 
 
 def _with(first: str, second: str) -> str:

@@ -18,10 +18,12 @@ from typing import Any, Self, cast
 
 import httpx
 
-from app.cli.documents import Answer, Draft, Edit, Json, Page
+from app.cli.documents import Answer, Draft, Edit, GuardShown, Json, Page, Robustness
 
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_ANSWER = 60.0
+SECONDS_TO_MEASURE = 600.0
+JSON_LINES = "application/jsonl"
 TRIES = 3
 """How often a report of an edit is sent when the connection breaks under it; its key makes that safe."""
 
@@ -141,6 +143,27 @@ class Client:
     def edits(self, **filters: str | int | None) -> Page:
         """One page of edits. `filters` are the query parameters of the listing; None leaves one out."""
         return cast(Page, self._json("GET", "/edits", params=_given(filters)))
+
+    def guard(self) -> GuardShown:
+        """The guard that edits are measured on."""
+        return cast(GuardShown, self._json("GET", "/guard"))
+
+    def put_guard(self, lines: bytes, *, wait: float) -> GuardShown:
+        """Measure edits on these JSON Lines; waits so many seconds until the model has read them."""
+        headers = {"Content-Type": JSON_LINES, "Prefer": f"wait={math.ceil(wait)}"}
+        timeout = httpx.Timeout(SECONDS_TO_ANSWER + wait, connect=SECONDS_TO_CONNECT)
+        return cast(GuardShown, self._json("PUT", "/guard", content=lines, headers=headers, timeout=timeout))
+
+    def withdraw_guard(self) -> GuardShown:
+        """Measure edits on the guard of the service's files again."""
+        return cast(GuardShown, self._json("DELETE", "/guard"))
+
+    def robustness(self, edit_id: str, *, seed: int, versions: int, guard: bool) -> Robustness:
+        """How an edit bears small changes of its input, and the guard the same; measured now."""
+        asked: dict[str, str | int | None] = {"seed": seed, "versions": versions, "guard": str(guard).lower()}
+        timeout = httpx.Timeout(SECONDS_TO_MEASURE, connect=SECONDS_TO_CONNECT)
+        measured = self._json("GET", f"/edits/{edit_id}/robustness", params=_given(asked), timeout=timeout)
+        return cast(Robustness, measured)
 
     def revert(self, edit_id: str, *, reason: str | None = None) -> Edit:
         """Take an edit's patch out of service, or cancel one that is still waiting."""

@@ -53,6 +53,8 @@ class Verdict(TypedDict):
 
     passed: bool
     gates: Sequence[Gate]
+    guard: NotRequired[Json | None]
+    conflicts: NotRequired[Sequence[Json]]
 
 
 class Answers(TypedDict):
@@ -85,6 +87,7 @@ class Draft(TypedDict):
     reporter: NotRequired[str]
     dry_run: NotRequired[bool]
     supersedes: NotRequired[str]
+    required: NotRequired[Json]
 
 
 class Edit(TypedDict):
@@ -102,6 +105,8 @@ class Edit(TypedDict):
     reason: NotRequired[str]
     reporter: NotRequired[str]
     supersedes: NotRequired[str | None]
+    required: NotRequired[Json]
+    refit_due: NotRequired[int | None]
     started_at: NotRequired[str | None]
     finished_at: NotRequired[str | None]
     revision: NotRequired[int | None]
@@ -115,6 +120,60 @@ class Edit(TypedDict):
     patch: NotRequired[Json | None]
     hits: NotRequired[Json | None]
     history: NotRequired[Sequence[HistoryRow]]
+
+
+class GuardShown(TypedDict):
+    """The guard that edits are measured on, and, while it is read, the one in use meanwhile."""
+
+    source: str
+    number: int
+    sha256: str | None
+    at: str | None
+    ready: bool
+    in_use: int
+    inputs: int
+    right: int
+    wrong: int
+    left_out: int
+    near_boundary: int
+
+
+class OfKind(TypedDict):
+    """Changed inputs of one kind, and the share that get the target; None where there are none."""
+
+    texts: int
+    right: float | None
+
+
+class OfInput(OfKind):
+    """Changed versions of an edit's input. `failures`: those that do not get the target."""
+
+    kinds: Mapping[str, OfKind]
+    failures: Sequence[Json]
+    left_out: NotRequired[int]
+
+
+class OfGuard(TypedDict):
+    """Changed inputs of the guard: shares that are right by the unedited model and now, and that it answers alike."""
+
+    inputs: int
+    texts: int
+    before: float | None
+    after: float | None
+    unchanged: float | None
+    failures: Sequence[Json]
+    left_out: NotRequired[int]
+
+
+class Robustness(TypedDict):
+    """How an edit and the guard bear small changes of their inputs, at one revision."""
+
+    edit_id: str
+    revision: int
+    seed: int
+    versions: int
+    input: OfInput
+    guard: OfGuard | None
 
 
 class Outcome(TypedDict):

@@ -41,6 +41,9 @@ def edit(
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the editor; repeatable.")
     ] = None,
+    require: Annotated[
+        list[str] | None, typer.Option(metavar="GATE=SHARE", help="Ask more of a gate; repeatable.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
     reporter: Annotated[str, typer.Option(help="Who found the mistake, for the record.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Fit and judge, keep nothing live.")] = False,
@@ -57,6 +60,8 @@ def edit(
         input=text, target=target, rephrases=rephrase or [], keep=keep or [], options=dict(map(_option, option or ()))
     )
     draft |= {"reason": reason, "reporter": reporter, "dry_run": dry_run}
+    if require:
+        draft["required"] = dict(map(_option, require))
     if editor is not None:
         draft["editor"] = editor
     if supersedes is not None:

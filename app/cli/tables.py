@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.documents import Answer, Edit, Gate, HistoryRow, Page, Prediction
+from app.cli.documents import Answer, Edit, Gate, HistoryRow, Json, OfInput, Page, Prediction
 from app.cli.terminal import plain
 
 FAILURES_SHOWN = 5
@@ -121,6 +121,53 @@ def _failure(failure: object) -> str:
     if isinstance(failure, dict):
         return ", ".join(f"{name}: {value}" for name, value in failure.items())
     return str(failure)
+
+
+def guard_facts(seen: Json | None) -> Table | None:
+    """What was seen of the guard beyond its gates: how alike the model is to itself, and what may move next."""
+    if not seen or not seen["inputs"]:
+        return None
+    same, near = seen["consistency"], seen["near_boundary"]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("inputs", plain(f"{seen['inputs']}, of which the unedited model gets {seen['right']} right"))
+    grid.add_row("correlation", plain(_measure(same["pearson"])))
+    names = ("right_to_wrong", "wrong_to_right", "wrong_to_other_wrong")
+    grid.add_row("changed", plain(", ".join(f"{same[name]} {name.replace('_', ' ')}" for name in names)))
+    grid.add_row("near a boundary", plain(f"{near['inputs']}, of which {near['changed']} changed"))
+    return grid
+
+
+def conflicts_table(conflicts: Sequence[Json]) -> Table | None:
+    """One row a live edit of nearly the same input that wants another answer."""
+    if not conflicts:
+        return None
+    made = table("edit", "input", "wants", "similarity>")
+    for one in conflicts:
+        made.add_row(
+            plain(one["edit_id"]), plain(one["input"]), plain(one["wanted"]), plain(_measure(one["similarity"]))
+        )
+    return made
+
+
+def robustness_table(measured: OfInput) -> Table:
+    """One row a kind of change: how many texts there are of it, and the share that get the target."""
+    made = table("change", "texts>", "right>")
+    for kind, of_kind in (*measured["kinds"].items(), ("all", measured)):
+        made.add_row(plain(kind.replace("_", " ")), plain(of_kind["texts"]), plain(_measure(of_kind["right"])))
+    return made
+
+
+def changed_table(failures: Sequence[Json]) -> Table:
+    """One row a changed text that is answered otherwise than it should be; `was` where the unedited model answered."""
+    columns = [name for name in ("kind", "text", "was", "now") if all(name in failure for failure in failures)]
+    made = table(*columns)
+    for failure in failures[:FAILURES_SHOWN]:
+        made.add_row(*(plain(failure[name]) for name in columns))
+    if len(failures) > FAILURES_SHOWN:
+        made.add_row(*[""] * (len(columns) - 1), plain(f"and {len(failures) - FAILURES_SHOWN} more"))
+    return made
 
 
 def answers_table(edit: Edit) -> Table:

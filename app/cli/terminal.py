@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 import typer
@@ -51,3 +52,13 @@ def fail(sentence: str, *, status: int = 1) -> NoReturn:
     """End the command with a sentence on stderr."""
     tell(sentence, err=True)
     raise typer.Exit(status)
+
+
+def read(file: Path) -> bytes:
+    """The bytes of a file, of stdin for -; what cannot be read ends the command."""
+    if str(file) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror}.", status=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.cli.connection import DEFAULT_URL, AsJson, Url, service
 from app.cli.documents import Outcome
 from app.cli.tables import status_text
-from app.cli.terminal import fail, plain, stderr, stdout, tell
+from app.cli.terminal import fail, plain, read, stderr, stdout, tell
 
 
 def import_edits(
@@ -22,7 +21,7 @@ def import_edits(
     as_json: AsJson = False,
 ) -> None:
     """Report many edits, one after the other. The exit code is 1 when any of them failed."""
-    lines = _read(file)
+    lines = read(file)
     total = sum(1 for line in lines.splitlines() if line.strip())
     failures = 0
     columns = (TextColumn("edits"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -37,15 +36,6 @@ def import_edits(
             typer.echo(answer) if as_json else _print_outcome(outcome, sent[outcome["line"] - 1])
     if failures:
         fail(f"{failures} of {total} edits failed.")
-
-
-def _read(file: Path) -> bytes:
-    if str(file) == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        fail(f"{file} cannot be read: {error.strerror}.", status=2)
 
 
 def _print_outcome(outcome: Outcome, line: bytes) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from app.editing.events import Event
 from app.editing.outcome import Answers, Encoded
+from app.editing.robustness import Robustness, robustness
 from app.editing.worker import Worker
 from app.editing.workshop import Workshop
 from app.engine import Live, View
 from app.errors import (
+    BaselineEditor,
     Conflict,
     EditRejected,
     NotFound,
@@ -38,6 +40,8 @@ from app.store import (
     Status,
 )
 
+NAMED = 3
+"""Edits named in the sentence of a rejection; the document lists all."""
 POLL_SECONDS = 1.0
 """How often somebody who waits looks into the store, for the case that another process does the work."""
 
@@ -56,16 +60,32 @@ class Report:
     reporter: str = ""
     dry_run: bool = False
     supersedes: str | None = None
+    required: Mapping[str, float] | None = None
 
 
 class Editing:
     """Edits and revisions of one model."""
 
-    def __init__(self, shop: Workshop, worker: Worker, hits: Hits, *, default_editor: str, max_queued: int) -> None:
+    def __init__(
+        self,
+        shop: Workshop,
+        worker: Worker,
+        hits: Hits,
+        *,
+        default_editor: str,
+        baselines: bool,
+        max_queued: int,
+        refits: bool,
+    ) -> None:
+        """baselines: whether edits by baseline editors may go live. refits: whether those that a removal breaks are
+        fitted again.
+        """
         self._shop = shop
+        self._refits = refits
         self._worker = worker
         self._hits = hits
         self._default_editor = default_editor
+        self._baselines = baselines
         self._max_queued = max_queued
         self._stopping = False
 
@@ -176,6 +196,11 @@ class Editing:
             await self._shop.follower.catch_up()
             return await self.record(edit_id)
 
+    async def robustness(self, edit_id: str, *, seed: int, versions: int, guard: bool) -> Robustness:
+        """How the edit, live or not, bears small changes of its input, and the guard the same. Raises NotFound."""
+        draft = (await asyncio.to_thread(self._shop.ledger.edit, edit_id)).draft
+        return await robustness(self._shop, edit_id, draft, seed=seed, versions=versions, guard=guard)
+
     async def restore(
         self, number: int, *, actor: str, reason: str = "", if_match: int | None = None
     ) -> RevisionRecord:
@@ -199,13 +224,27 @@ class Editing:
             former = (await asyncio.to_thread(self._shop.ledger.edit, draft.supersedes)).draft
         except NotFound as error:
             raise UnknownEdit(error.detail) from error
-        if former.input_key != draft.input_key:
+        if former.input_key != draft.input_key and not await self._read_alike(former.input, draft.input):
             raise Unprocessable(f"supersedes: edit {draft.supersedes} corrects another input: {former.input!r}.")
 
+    async def _read_alike(self, one: str, other: str) -> bool:
+        """Whether the model's tokenizer reads two texts as the very same."""
+        first, second = await self._shop.engine.encode([one, other])
+        return first.input_ids.tolist() == second.input_ids.tolist()
+
     def _draft(self, report: Report) -> Draft:
-        """The report as it is stored. Raises UnknownLabel, UnknownEditor and BadOptions."""
+        """The report as it is stored. Raises UnknownLabel, UnknownEditor, BaselineEditor, BadOptions, and Unprocessable
+        for gates that would be looser than the service's.
+        """
+        required, given = self._shop.judge.required, dict(report.required or {})
+        for name in required.looser(given):
+            raise Unprocessable(
+                f"required.{name}: {given[name]} is looser than the service's {getattr(required, name)}."
+            )
         target = self._shop.engine.model.target(report.target)
         name = self._default_editor if report.editor is None else report.editor
+        if self._shop.editor(name).baseline and not (self._baselines or report.dry_run):
+            raise BaselineEditor(name)
         options = self._shop.options(name, report.options or {})
         return Draft(
             input=report.input,
@@ -219,6 +258,7 @@ class Editing:
             reporter=report.reporter,
             dry_run=report.dry_run,
             supersedes=report.supersedes,
+            required=given,
         )
 
     async def _caught_up(self, if_match: int | None) -> Live:
@@ -237,28 +277,38 @@ class Editing:
         remaining = live.view(exclude=[record.id]).alive
         exempt = Exemption(frozenset({record.id}), self._shop.memory.edits.input_keys(live.live_edits()))
         verdict: Mapping[str, Any] = {}
+        broken: tuple[str, ...] = ()
         if record.status is Status.LIVE:
-            judged = await self._shop.judged(self._shop.judge.of_alive(live, remaining, exempt=exempt))
-            verdict = judged.verdict.as_json()
+            judging = self._shop.judge.of_alive(live, remaining, exempt=exempt, required=self._shop.judge.required)
+            judged = await self._shop.judged(judging)
+            verdict, broken = judged.verdict.as_json(), judged.broken
         await asyncio.to_thread(
             self._shop.ledger.revert,
             record.id,
             actor=actor,
             reason=reason,
             verdict=verdict,
+            broken=broken,
+            refit=self._refits,
             expected_head=live.revision,
         )
         await self._shop.follower.catch_up()
+        if broken and self._refits:
+            self._worker.wake()
 
     async def _judge_again(self, record: EditRecord, live: Live) -> tuple[Answers, Verdict]:
         draft = record.draft
-        alive = self._shop.beside(draft, live)
-        alive[list(live.patches_of(record.id)[-1:])] = True
-        exempt = self._shop.exempt(draft, live)
+        alive = self._shop.beside(draft.supersedes, live)
+        coming = live.patch_of(record.id)
+        assert coming is not None, "an edit that was live has a patch"
+        alive[coming] = True
+        exempt = self._shop.exempt(draft, live, replaced=draft.supersedes)
         encoded = Encoded.of(self._shop.engine.model, draft)
         before = await self._shop.answers(encoded, live.view())
         after = await self._shop.answers(encoded, View(live.revision, live.overlay, alive, live.edit_ids))
-        judged = await self._shop.judged(self._shop.judge.of_alive(live, alive, exempt=exempt))
+        required = self._shop.required(draft)
+        judging = self._shop.judge.of_alive(live, alive, exempt=exempt, required=required, coming=coming)
+        judged = await self._shop.judged(judging)
         gates = self._shop.own_gates(draft, before, after)
         return after, judged.verdict.with_gates(gates)
 
@@ -267,7 +317,19 @@ def rejection(edit_id: str, verdict: Mapping[str, Any]) -> EditRejected:
     """The error of an edit that did not pass, with every failed gate."""
     gates = [gate for gate in verdict["gates"] if not gate["passed"]]
     named = ", ".join(f"{gate['name']} ({gate['measured']:.4g}, required {gate['required']:.4g})" for gate in gates)
-    return EditRejected(f"Edit {edit_id} did not pass: {named}.", edit_id=edit_id, gates=gates)
+    against = _against(gates, verdict.get("conflicts") or ())
+    sentences = [f"Edit {edit_id} did not pass: {named}."]
+    if against:
+        told = "; ".join(f"{one['edit_id']} wants {one['wanted']!r} for {one['input']!r}" for one in against[:NAMED])
+        sentences.append(f"It pulls against other live edits: {told}.")
+    conflicts = [one["edit_id"] for one in against]
+    return EditRejected(" ".join(sentences), edit_id=edit_id, gates=gates, conflicts=conflicts)
+
+
+def _against(gates: Sequence[Mapping[str, Any]], near: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The live edits that a rejected one would have broken, then those that are nearly the same and want otherwise."""
+    broken = [failure for gate in gates if gate["name"] == "other_edits_hold" for failure in gate["failures"]]
+    return list({one["edit_id"]: one for one in (*near, *broken)}.values())
 
 
 async def _next(news: asyncio.Queue[dict[str, Any] | None], seconds: float) -> dict[str, Any] | None:

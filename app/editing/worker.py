@@ -6,8 +6,9 @@ Whatever goes wrong, an edit ends in the store: live, rejected, failed, not need
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,11 +23,11 @@ from app.editing.workshop import Workshop
 from app.engine import Live, View
 from app.errors import ConflictingEdit, Unavailable
 from app.judge import Judged, Verdict
-from app.model import Encoding
+from app.model import Encoding, Prediction
 from app.observe import Metrics
-from app.store import EditRecord, Evidence, HeadMoved, Learned, QueueLock, Status
+from app.store import Draft, EditRecord, Evidence, HeadMoved, Learned, QueueLock, Status
 from editors import codec
-from editors.errors import EditorError
+from editors.errors import EditorError, FitFailed
 from editors.inside import Inside
 from editors.layers import LayerSite
 from editors.site import Site
@@ -55,12 +56,13 @@ class _Attempt:
 
     record: EditRecord
     live: Live
-    base: View  # what is live, without what the edit supersedes
+    base: View  # what is live, without what the edit replaces
     encoded: Encoded
     before: Answers
     site: Site | LayerSite  # where the patch will meet the model
     reading: Reading  # of the input and the rephrases, unpatched
     under: Reading  # of the same, with the entries of inner layers that are live
+    replaced: str | None  # the edit whose patch this one's takes the place of; itself, if it is fitted again
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,17 @@ class _Candidate:
 
     patch: Patch
     fitted: Fitted
-    seconds: float
+    round: int
+    seconds: float  # of all rounds so far
     memory_rows: int
     after: Answers
     judged: Judged
     verdict: Verdict
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """The lower, the better: a patch that passes, and of these the one that disturbs least."""
+        return not self.verdict.passed, self.judged.disturbed
 
 
 class Worker:
@@ -139,7 +147,7 @@ class Worker:
             log.exception("cannot claim an edit")
             return False
         if record is None:
-            return False
+            return await self._refit_next()
         self._shop.listeners.tell(record.id)
         self._in_hand, self._cancelled = record.id, False
         try:
@@ -177,8 +185,50 @@ class Worker:
                 return await self._fail(record, str(error))
         return await self._fail(record, f"The revision moved on during each of {MOST_ATTEMPTS} attempts.")
 
+    async def _refit_next(self) -> bool:
+        """Fit an edit again that a removal broke; whatever comes of it, the edit stays live."""
+        try:
+            record = await asyncio.to_thread(self._shop.ledger.claim_refit)
+            if record is None:
+                return False
+            self._in_hand, self._cancelled = None, False
+            refused, verdict = await self._refitted(record)
+            if refused is not None:
+                ledger = self._shop.ledger
+                await asyncio.to_thread(ledger.refit_failed, record.id, reason=refused, verdict=verdict)
+        except Exception:  # the job boundary: what is due stays due
+            log.exception("cannot fit an edit again")
+            return False
+        self._shop.listeners.tell(record.id)
+        log.info("edit fitted again", edit_id=record.id, refused=refused)
+        return True
+
+    async def _refitted(self, record: EditRecord) -> tuple[str | None, Mapping[str, Any] | None]:
+        """Why an edit could not be fitted again, and the verdict on what was tried; None if it was, or has left."""
+        for _ in range(MOST_ATTEMPTS):
+            try:
+                attempt = await self._capture(record, replaced=record.id)
+                if attempt.before.prediction.says(record.draft.target):
+                    return "It holds again; there was nothing to fit.", None
+                candidate = await self._fit_and_judge(attempt)
+                if not candidate.verdict.passed:
+                    named = ", ".join(gate.name for gate in candidate.verdict.failed_gates())
+                    return f"It did not pass: {named}.", candidate.verdict.as_json()
+                learned, head = _learned(attempt, candidate), attempt.live.revision
+                await asyncio.to_thread(self._shop.ledger.refit, record.id, learned, expected_head=head)
+                await self._shop.follower.catch_up()
+            except HeadMoved:
+                record = await asyncio.to_thread(self._shop.ledger.edit, record.id)
+                if record.refit_due is None:
+                    return None, None
+            except EditorError as error:
+                return str(error), None
+            else:
+                return None, None
+        return f"The revision moved on during each of {MOST_ATTEMPTS} attempts.", None
+
     async def _attempt(self, record: EditRecord) -> Status:
-        attempt = await self._capture(record)
+        attempt = await self._capture(record, replaced=record.draft.supersedes)
         _check_conflicts(attempt)
         if attempt.before.prediction.says(record.draft.target):
             before = attempt.before.as_json()
@@ -190,8 +240,9 @@ class Worker:
             return await self._finish(record, Status.DRY_RUN, _evidence(attempt, candidate))
         return await self._commit(attempt, candidate)
 
-    async def _capture(self, record: EditRecord) -> _Attempt:
+    async def _capture(self, record: EditRecord, *, replaced: str | None) -> _Attempt:
         """What the editor and the judge need of the edit's texts: one forward pass of each."""
+        await self._shop.guarding.catch_up()
         with self._metrics.edit_seconds.labels("capture").time():
             live = await self._shop.follower.catch_up()
             encoded = Encoded.of(self._shop.engine.model, record.draft)
@@ -200,32 +251,69 @@ class Worker:
             texts = [encoded.input, *encoded.rephrases]
             keys_at = {each.name: each for each in (*live.overlay.layer_sites(), site) if isinstance(each, LayerSite)}
             read = await self._shop.engine.read(texts, encoded.wanted, keys_at=list(keys_at.values()))
-            base = View(live.revision, live.overlay, self._shop.beside(record.draft, live), live.edit_ids)
+            base = View(live.revision, live.overlay, self._shop.beside(replaced, live), live.edit_ids)
             under = read
             if live.overlay.visited(base.alive):
                 under = await self._shop.engine.read(texts, encoded.wanted, view=base)
-        return _Attempt(record, live, base, encoded, before, site, read.reading, under.reading)
+        return _Attempt(record, live, base, encoded, before, site, read.reading, under.reading, replaced)
 
     async def _fit_and_judge(self, attempt: _Attempt) -> _Candidate:
-        """Fit; where a gate fails, remember what was disturbed and fit again, so many rounds at most."""
+        """Fit; where anything is disturbed, remember it and fit again, so many rounds at most. The best is returned."""
+        started = time.monotonic()
         problem = await self._problem(attempt)
+        best: _Candidate | None = None
         for round_number in range(1, self._rounds + 1):
-            started = time.monotonic()
-            with self._metrics.edit_seconds.labels("fit").time():
-                fitted = await self._fit(attempt, problem, round_number)
+            try:
+                with self._metrics.edit_seconds.labels("fit").time():
+                    fitted = await self._fit(attempt, problem, round_number)
+            except FitFailed:  # with what was disturbed it cannot be learned: what was learned before stands
+                if best is None:
+                    raise
+                break
             patch = self._patch(attempt, fitted)
-            if round_number == 1 and not await asyncio.to_thread(self._shop.ledger.judging, attempt.record.id):
-                raise Cancelled
-            self._shop.listeners.tell(attempt.record.id)
+            if best is None and attempt.replaced != attempt.record.id:
+                await self._judging(attempt.record.id)
             with self._metrics.edit_seconds.labels("judge").time():
                 after, judged, verdict = await self._judged(attempt, patch)
-            seconds = time.monotonic() - started
-            remembered = _count_remembered(problem)
-            candidate = _Candidate(patch, fitted, seconds, remembered, after, judged, verdict)
-            if verdict.passed or not len(judged.offended) or problem.inside is not None:
-                break  # an entry stays clear of all that is remembered as it is: it would be fitted the same again
-            problem = _remembering(problem, judged.offended)
-        return candidate
+            candidate = _Candidate(
+                patch,
+                fitted,
+                round_number,
+                time.monotonic() - started,
+                _count_remembered(problem),
+                after,
+                judged,
+                verdict,
+            )
+            if best is None or candidate.rank < best.rank:
+                best = candidate
+            if not len(judged.rows) or (verdict.passed and not judged.disturbed):
+                break
+            problem = await self._remembering(problem, judged, attempt.site)
+        assert best is not None
+        if best is not candidate:
+            await self._shop.judged(self._shop.judge.forget())
+        return best
+
+    async def _judging(self, edit_id: str) -> None:
+        """The fit is over. Raises Cancelled if nobody wants it any more."""
+        if not await asyncio.to_thread(self._shop.ledger.judging, edit_id):
+            raise Cancelled
+        self._shop.listeners.tell(edit_id)
+
+    async def _remembering(self, problem: Problem, judged: Judged, site: Site | LayerSite) -> Problem:
+        """The problem with what was disturbed among what is remembered, whatever answer it wants."""
+        remembered = list(problem.remembered)
+        if isinstance(site, LayerSite):
+            remembered += await self._shop.judged(self._disturbed(judged, site))
+        return replace(problem, memory=[*problem.memory, judged.rows], remembered=remembered)
+
+    def _disturbed(self, judged: Judged, site: LayerSite) -> Generator[None, None, list[Remembered]]:
+        parts = []
+        for offended in judged.offended:
+            keys = (yield from offended.texts.keys(site, self._shop.engine.model))[offended.numbers]
+            parts.append(Remembered(keys, torch.ones_like(offended.numbers).bool()))
+        return parts
 
     async def _problem(self, attempt: _Attempt) -> Problem:
         """What the editor is given; all of it is put together on the device thread, where the rows are."""
@@ -233,10 +321,11 @@ class Worker:
 
     def _put_together(self, attempt: _Attempt) -> Generator[None, None, Problem]:
         shop, live, base, draft = self._shop, attempt.live, attempt.base, attempt.record.draft
-        earlier = [edit_id for edit_id in live.live_edits() if edit_id != draft.supersedes]
+        earlier = [edit_id for edit_id in live.live_edits() if edit_id != attempt.replaced]
         rows, positions = attempt.under.rows, attempt.under.positions()
-        if draft.supersedes is not None:  # others may have been fitted while what is replaced held them, too
-            leaning = yield from shop.judge.leaning_on(live, base.alive, exempt=shop.exempt(draft, live))
+        if attempt.replaced is not None:  # others may have been fitted while what is replaced held them, too
+            exempt = shop.exempt(draft, live, replaced=attempt.replaced)
+            leaning = yield from shop.judge.leaning_on(live, base.alive, exempt=exempt)
             rows, positions = Rows.join([rows, leaning]), torch.cat([positions, -1 - torch.arange(len(leaning))])
         edits = yield from shop.judge.rows_of(live, earlier)
         memory = shop.memory.base()
@@ -250,6 +339,8 @@ class Worker:
             inside=insides[0]() if insides else None,
             further=insides[1:],
             remembered=remembered,
+            features=shop.engine.model.features,
+            add=base.add,
         )
 
     def _insides(
@@ -286,7 +377,7 @@ class Worker:
 
     async def _judged(self, attempt: _Attempt, patch: Patch) -> tuple[Answers, Judged, Verdict]:
         draft, live = attempt.record.draft, attempt.live
-        exempt = self._shop.exempt(draft, live)
+        exempt = self._shop.exempt(draft, live, replaced=attempt.replaced)
         view = View(
             live.revision + 1,
             live.overlay.extend([patch]),
@@ -294,7 +385,15 @@ class Worker:
             (*live.edit_ids, attempt.record.id),
         )
         after = await self._shop.answers(attempt.encoded, view)
-        judged = await self._shop.judged(self._shop.judge.of_patch(live, view, exempt=exempt))
+        judging = self._shop.judge.of_patch(
+            live,
+            view,
+            exempt=exempt,
+            own=attempt.reading.of_text(0),
+            required=self._shop.required(draft),
+            spoilt=_spoilt(draft, after),
+        )
+        judged = await self._shop.judged(judging)
         gates = self._shop.own_gates(draft, attempt.before, after)
         return after, judged, judged.verdict.with_gates(gates)
 
@@ -321,7 +420,7 @@ class Worker:
 def _check_conflicts(attempt: _Attempt) -> None:
     """Raise ConflictingEdit if an edit that wants another answer for the same input went live since the report."""
     draft = attempt.record.draft
-    found = attempt.live.conflicting(draft.input_key, draft.target, besides=draft.supersedes)
+    found = attempt.live.conflicting(draft.input_key, draft.target, besides=attempt.replaced)
     if found:
         raise ConflictingEdit(f"Another answer for this input is live: {', '.join(found)}.", found)
 
@@ -356,17 +455,23 @@ def _count_remembered(problem: Problem) -> int:
     return sum(len(part) for part in problem.memory)
 
 
-def _remembering(problem: Problem, offended: Rows) -> Problem:
-    return replace(problem, memory=[*problem.memory, offended])
-
-
 def _evidence(attempt: _Attempt, candidate: _Candidate) -> Evidence:
     return Evidence(
         before=attempt.before.as_json(),
-        after=candidate.after.as_json(),
+        after=None if _spoilt(attempt.record.draft, candidate.after) else candidate.after.as_json(),
         verdict=candidate.verdict.as_json(),
         fit=_fit_record(candidate),
     )
+
+
+def _spoilt(draft: Draft, answers: Answers) -> list[str]:
+    """The texts of an edit that a classifier answers with NaN or infinity, which no record can hold."""
+    texts = [draft.input, *draft.rephrases, *draft.keep]
+    return [
+        text
+        for text, answer in zip(texts, answers.predictions, strict=True)
+        if isinstance(answer, Prediction) and not all(map(math.isfinite, answer.scores.values()))
+    ]
 
 
 def _learned(attempt: _Attempt, candidate: _Candidate) -> Learned:
@@ -391,10 +496,11 @@ def _fit_record(candidate: _Candidate) -> dict[str, Any]:
         "parameters": candidate.patch.parameters,
         "seed": 0,
         "memory_rows": candidate.memory_rows,
+        "rounds": candidate.round,
     }
 
 
 def _conflict_verdict(error: ConflictingEdit) -> dict[str, Any]:
     failures = [{"edit_id": edit_id} for edit_id in error.members["conflicts"]]
     gate = {"name": NO_CONFLICT, "measured": 0.0, "required": 1.0, "passed": False, "failures": failures}
-    return {"passed": False, "gates": [gate]}
+    return {"passed": False, "gates": [gate], "guard": None, "conflicts": []}

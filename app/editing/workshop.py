@@ -13,7 +13,8 @@ from app.editing.events import Listeners
 from app.editing.outcome import Answers, Encoded, own_gates
 from app.engine import Engine, Live, View
 from app.follower import Follower
-from app.judge import Exemption, Gate, Judge, Outdated
+from app.guarding import Guarding
+from app.judge import Exemption, Gate, Judge, Outdated, Required
 from app.memory import Memory
 from app.store import Draft, HeadMoved, Ledger
 from editors.layers import LayerSite
@@ -33,6 +34,7 @@ class Workshop:
     follower: Follower
     judge: Judge
     memory: Memory
+    guarding: Guarding
     editors: Mapping[str, Editor]
     listeners: Listeners
     new_tokens: int
@@ -67,19 +69,26 @@ class Workshop:
         """What the model says to an edit's texts under a view."""
         return await Answers.under(self.engine, encoded, view, new_tokens=self.new_tokens)
 
+    def required(self, draft: Draft) -> Required:
+        """What the gates require of an edit: what the service does, or more where the report asks for it."""
+        return self.judge.required.tightened(draft.required)
+
     def own_gates(self, draft: Draft, before: Answers, after: Answers) -> list[Gate]:
         """The gates of an edit's own texts."""
-        required, settings = self.judge.required.rephrases, self.engine.model.decoding_settings
+        required, settings = self.required(draft).rephrases_hold, self.engine.model.decoding_settings
         return own_gates(draft, before, after, rephrases_required=required, decoding=settings)
 
-    def beside(self, draft: Draft, live: Live) -> Tensor:
-        """What stays live beside an edit, as a mask over the overlay: everything but the edit it supersedes."""
+    def beside(self, replaced: str | None, live: Live) -> Tensor:
+        """What stays live beside an edit, as a mask over the overlay: everything but the patches that it replaces.
+
+        replaced: the edit whose they are: the one that it supersedes, or itself if it is fitted again.
+        """
         alive = live.alive.clone()
-        if draft.supersedes is not None:
-            alive[list(live.patches_of(draft.supersedes))] = False
+        if replaced is not None:
+            alive[list(live.patches_of(replaced))] = False
         return alive
 
-    def exempt(self, draft: Draft, live: Live) -> Exemption:
-        """What an edit is meant to change: the one it supersedes, and guard inputs equal to an edited one."""
-        superseded = frozenset({draft.supersedes} if draft.supersedes is not None else ())
-        return Exemption(superseded, self.memory.edits.input_keys(live.live_edits()) | {draft.input_key})
+    def exempt(self, draft: Draft, live: Live, *, replaced: str | None) -> Exemption:
+        """What an edit is meant to change: what it replaces, and guard inputs equal to an edited one."""
+        edit_ids = frozenset({replaced} if replaced is not None else ())
+        return Exemption(edit_ids, self.memory.edits.input_keys(live.live_edits()) | {draft.input_key})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from app.routes import edits, model, predict, process, revisions
+from app.routes import edits, guard, model, predict, process, revisions
 from app.routes.middleware import BoundedBody, RequestContext
 from app.routes.openai import routes as openai
 from app.routes.problems import add_problem_handlers
@@ -16,8 +16,9 @@ __all__ = ["Service", "add_routes"]
 
 def add_routes(app: FastAPI, settings: Settings) -> None:
     """Everything a caller can reach."""
-    for room in (predict, edits, revisions, model, process, openai):
+    for room in (predict, edits, revisions, model, guard, process, openai):
         app.include_router(room.router)
     add_problem_handlers(app)
-    app.add_middleware(BoundedBody, limit=settings.max_body_bytes, larger={"/edits/import": settings.max_import_bytes})
+    larger = dict.fromkeys(("/edits/import", "/guard"), settings.max_import_bytes)
+    app.add_middleware(BoundedBody, limit=settings.max_body_bytes, larger=larger)
     app.add_middleware(RequestContext, metrics=app.state.service.metrics)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -19,8 +19,9 @@ from app.editing import Report
 from app.editing.editing import rejection
 from app.editing.worker import NO_CONFLICT
 from app.errors import BadRequest, ConflictingEdit, EditCancelled, EditFailed, ServiceError, translate
+from app.routes.answering import unless_gone
 from app.routes.problems import invalid, problem, problems
-from app.routes.schemas import EditId, EditIn, EditOut, EditsOut, Note, check_texts
+from app.routes.schemas import EditId, EditIn, EditOut, EditsOut, Note, RequiredIn, RobustnessOut, check_texts
 from app.routes.service import Actor, Editing, Engine, IfMatch, Ledger, ServiceOf, SettingsOf, Wait
 from app.settings import Settings
 from app.store import IN_WORK, EditRecord, IdempotencyKey, Status
@@ -161,6 +162,26 @@ async def patch(edit_id: Id, ledger: Ledger) -> Response:
     return Response(data, media_type=SAFETENSORS, headers={"ETag": f'"{sha256}"'})
 
 
+@router.get("/{edit_id}/robustness", responses=problems(404))
+async def robustness(
+    edit_id: Id,
+    request: Request,
+    response: Response,
+    editing: Editing,
+    seed: Annotated[int, Query(ge=0, le=2**31 - 1, description="The same seed makes the same texts.")] = 0,
+    versions: Annotated[int, Query(ge=1, le=20, description="Changed inputs of each kind, at most.")] = 5,
+    guard: Annotated[bool, Query(description="Whether inputs of the guard are changed as well.")] = True,
+) -> RobustnessOut:
+    """How the edit bears typos, other capitals or punctuation and dropped words in its input, and the guard the same.
+
+    Measured now, at the live revision, whether the edit is live in it or not. Nothing is stored.
+    """
+    measuring = editing.robustness(edit_id, seed=seed, versions=versions, guard=guard)
+    measured = await unless_gone(request, measuring)
+    response.headers["X-Model-Revision"] = str(measured.revision)
+    return RobustnessOut.model_validate(asdict(measured))
+
+
 @router.get("/{edit_id}/events", response_class=EventSourceResponse, responses=problems(404))
 async def events(record: Existing, after: LastSeen, editing: Editing) -> AsyncIterator[ServerSentEvent]:
     """The edit's life as server-sent events: `status`, `progress`, `verdict`, until it ends."""
@@ -209,11 +230,15 @@ def _report(body: EditIn, settings: Settings) -> Report:
         reporter=body.reporter,
         dry_run=body.dry_run,
         supersedes=body.supersedes,
+        required=body.required.model_dump(exclude_none=True),
     )
 
 
 def _body_hash(body: EditIn) -> str:
-    return hashlib.sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    given = body.model_dump(mode="json")
+    if body.required == RequiredIn():
+        del given["required"]  # as keys were kept before there were requirements
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
 def _outcome(record: EditRecord) -> int:
@@ -250,6 +275,7 @@ def _as_report(record: EditRecord) -> dict[str, Any]:
         "options": dict(draft.options),
         "reason": draft.reason,
         "reporter": draft.reporter,
+        **({"required": dict(draft.required)} if draft.required else {}),
     }
 
 

@@ -23,6 +23,7 @@ class EditorOut(BaseModel):
     name: str
     version: int
     default: bool
+    baseline: bool = Field(description="Whether it is there to be measured against, and not for live edits.")
     options: dict[str, Any]
 
 
@@ -68,7 +69,7 @@ async def show(response: Response, service: ServiceOf) -> ModelOut:
         revision=live.revision,
         live_edits=int(live.alive.sum()),
         memory_rows=len(parts.memory),
-        memory_left_out=parts.memory.known.wrong,
+        memory_left_out=parts.memory.known.missed + parts.memory.known.left_out,
         guard_rows=len(parts.memory.guard),
         editors=[_editor_out(editor, settings, model.sites.family) for editor in parts.editors.values()],
         limits={**_limits(settings), "max_input_tokens": model.max_tokens},
@@ -83,6 +84,7 @@ def _editor_out(editor: Editor, settings: Settings, family: Family) -> EditorOut
         name=editor.name,
         version=editor.version,
         default=editor.name == settings.editor,
+        baseline=editor.baseline,
         options=schema,
     )
 

@@ -131,6 +131,18 @@ class DoneOut(BaseModel):
     model: str
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RequiredIn(Closed):
+    """What gates shall require of this edit; never less than the service does."""
+
+    rephrases_hold: Share | None = None
+    guard_unchanged: Share | None = None
+    guard_fires: Share | None = Field(default=None, description="At most.")
+    other_edits_hold: Share | None = None
+
+
 class EditIn(Closed):
     """A mistake: what went in, and what should have come out."""
 
@@ -144,6 +156,7 @@ class EditIn(Closed):
     reporter: Note = ""
     dry_run: bool = False
     supersedes: EditId | None = None
+    required: RequiredIn = RequiredIn()
 
 
 class RecordedAnswers(BaseModel):
@@ -159,9 +172,47 @@ class GateOut(BaseModel):
     failures: list[dict[str, Any]]
 
 
+class NearBoundaryOut(BaseModel):
+    """Inputs of the guard between whose two likeliest answers there is little: they move first."""
+
+    inputs: int
+    changed: int
+    failures: list[dict[str, Any]]
+
+
+class ConsistencyOut(BaseModel):
+    """How alike the model is to the unedited one on the guard, input by input (Zhang et al. 2021)."""
+
+    pearson: float = Field(description="Correlation of the probabilities of what should be answered.")
+    right_to_wrong: int
+    wrong_to_right: int
+    wrong_to_other_wrong: int
+
+
+class GuardSeenOut(BaseModel):
+    """What was seen of the guard beyond its gates."""
+
+    number: int = Field(description="Of the guard that was put; 0 for one from a file.")
+    inputs: int
+    right: int = Field(description="Inputs that the unedited model gets right: those that the gates count.")
+    near_boundary: NearBoundaryOut
+    consistency: ConsistencyOut
+
+
+class ConflictOut(BaseModel):
+    """A live edit of nearly the same input that wants another answer."""
+
+    edit_id: str
+    input: str
+    wanted: str
+    similarity: float
+
+
 class VerdictOut(BaseModel):
     passed: bool
     gates: list[GateOut]
+    guard: GuardSeenOut | None = None
+    conflicts: list[ConflictOut] = []
 
 
 class FitOut(BaseModel):
@@ -212,10 +263,12 @@ class EditOut(BaseModel):
     reporter: str
     dry_run: bool
     supersedes: str | None
+    required: dict[str, float]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     revision: int | None
+    refit_due: int | None = Field(description="The revision that broke the edit, while it waits to be fitted again.")
     reverted_at: datetime | None
     reverted_revision: int | None
     before: RecordedAnswers | None
@@ -236,6 +289,7 @@ class EditOut(BaseModel):
                 **{name: getattr(record, name) for name in _OF_RECORD},
                 "status": record.status.value,
                 "options": dict(draft.options),
+                "required": dict(draft.required),
                 "rephrases": list(draft.rephrases),
                 "keep": list(draft.keep),
                 "patch": record.patch and {name: getattr(record.patch, name) for name in PatchOut.model_fields},
@@ -252,6 +306,7 @@ _OF_RECORD = (
     "started_at",
     "finished_at",
     "revision",
+    "refit_due",
     "reverted_at",
     "reverted_revision",
     "before",
@@ -260,6 +315,60 @@ _OF_RECORD = (
     "fit",
     "failure",
 )
+
+
+class KindOfChangeOut(BaseModel):
+    """Changed inputs of one kind."""
+
+    texts: int
+    right: float | None
+
+
+class MissedOut(BaseModel):
+    kind: str
+    text: str
+    now: str
+
+
+class InputRobustnessOut(BaseModel):
+    """Changed versions of an edit's input; shares of none are null."""
+
+    texts: int
+    right: float | None = Field(description="Share that get the target.")
+    kinds: dict[str, KindOfChangeOut]
+    failures: list[MissedOut] = Field(description="100 at most.")
+    left_out: int = Field(description="Versions that do not fit the model.")
+
+
+class ChangedOut(BaseModel):
+    input: str
+    kind: str
+    text: str
+    was: str
+    now: str
+
+
+class GuardRobustnessOut(BaseModel):
+    """Changed inputs of the guard, one version each; shares of none are null."""
+
+    inputs: int
+    texts: int
+    before: float | None = Field(description="Share that the unedited model answers as it should the input itself.")
+    after: float | None = Field(description="The same share now.")
+    unchanged: float | None = Field(description="Share that is answered as the unedited model answers the same text.")
+    failures: list[ChangedOut] = Field(description="Those that are not; 100 at most.")
+    left_out: int = Field(description="Inputs that nothing changes, or whose version does not fit the model.")
+
+
+class RobustnessOut(BaseModel):
+    """How an edit and the guard bear small changes of their inputs."""
+
+    edit_id: str
+    revision: int
+    seed: int
+    versions: int
+    input: InputRobustnessOut
+    guard: GuardRobustnessOut | None
 
 
 class EditsOut(BaseModel):

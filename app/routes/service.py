@@ -12,6 +12,7 @@ from fastapi import Depends, Header, Request
 from app.editing import Editing as EditingPart
 from app.engine import Engine as EnginePart
 from app.errors import BadRequest, Unavailable
+from app.guarding import Guarding as GuardingPart
 from app.hits import Hits
 from app.memory import Memory
 from app.observe import Metrics
@@ -33,6 +34,7 @@ class Parts:
     editors: Mapping[str, Editor]
     hits: Hits
     memory: Memory
+    guarding: GuardingPart
 
 
 @dataclass(slots=True)
@@ -99,6 +101,10 @@ def _editing(service: ServiceOf) -> EditingPart:
     return service.parts.editing
 
 
+def _guarding(service: ServiceOf) -> GuardingPart:
+    return service.parts.guarding
+
+
 def _if_match(
     if_match: Annotated[str | None, Header(description='Only if this is still the revision, as `"r12"`.')] = None,
 ) -> int | None:
@@ -124,6 +130,7 @@ SettingsOf = Annotated[Settings, Depends(_settings)]
 Engine = Annotated[EnginePart, Depends(_engine)]
 Ledger = Annotated[LedgerPart, Depends(_ledger)]
 Editing = Annotated[EditingPart, Depends(_editing)]
+Guarding = Annotated[GuardingPart, Depends(_guarding)]
 Actor = Annotated[str, Depends(actor)]
 IfMatch = Annotated[int | None, Depends(_if_match)]
 Wait = Annotated[float, Depends(_wait)]

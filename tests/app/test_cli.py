@@ -72,6 +72,33 @@ def record(status: str = "live", **members: Any) -> dict[str, Any]:
     }
 
 
+MEASURED = {
+    "edit_id": LIVE_ID,
+    "revision": 7,
+    "seed": 3,
+    "versions": 2,
+    "input": {
+        "texts": 4,
+        "right": 0.75,
+        "kinds": {"typo": {"texts": 3, "right": 2 / 3}, "dropped_word": {"texts": 1, "right": 1.0}},
+        "failures": [{"kind": "typo", "text": "my mony", "now": "order_status"}],
+        "left_out": 2,
+    },
+    "guard": {
+        "inputs": 3,
+        "texts": 3,
+        "before": 1.0,
+        "after": 0.6667,
+        "unchanged": 0.3333,
+        "failures": [
+            {"input": "hi", "kind": "case", "text": f"HI{mark}", "was": "greeting", "now": "refund_status"}
+            for mark in ("", "!", "?", ".", ",", ";", ":")
+        ],
+        "left_out": 0,
+    },
+}
+
+
 @dataclass
 class Service:
     """What the server answers, and what it was asked."""
@@ -81,6 +108,7 @@ class Service:
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     last_event_ids: list[str | None] = field(default_factory=list)
+    queries: list[dict[str, str]] = field(default_factory=list)
     breaks: bool = False
     """The next event stream is cut in its middle."""
     hangs: threading.Event | None = None
@@ -151,6 +179,12 @@ def application() -> FastAPI:
             if known
             else problem(404, "not_found", f"There is no edit {edit_id}.")
         )
+
+    @app.get("/edits/{edit_id}/robustness")
+    async def robustness(edit_id: str, request: Request) -> Response:
+        app.state.service.queries.append(dict(request.query_params))
+        unguarded = MEASURED | {"guard": None} if request.query_params["guard"] == "false" else MEASURED
+        return JSONResponse(unguarded)
 
     @app.get("/edits/{edit_id}/events")
     async def events(request: Request) -> Response:
@@ -231,7 +265,7 @@ def free_port() -> int:
 def test_help_names_every_command() -> None:
     names = {command.name for command in commands.registered_commands}
     assert names == {
-        "serve", "predict", "edit", "edits", "show", "revert", "import", "export", "verify", "bench",
+        "serve", "predict", "edit", "edits", "show", "revert", "robustness", "guard", "import", "export", "verify", "bench",
     }  # fmt: skip
     assert all(name in errata("--help").out for name in names if name)
 
@@ -454,6 +488,31 @@ def test_import_tells_every_line_and_exits_0_when_all_went_well(service: Service
     assert ["1  live" in line and LIVE_ID in line for line in ended.out.splitlines()] == [True, False]
     assert "3  live" in ended.out
     assert '"input": "c"' in ended.out
+
+
+def test_robustness_shows_the_shares_by_kind_and_what_fails(service: Service) -> None:
+    ended = errata("robustness", LIVE_ID, url=service.url)
+    assert ended.code == 0
+    rows = [" ".join(line.split()) for line in ended.out.splitlines()]
+    assert {"typo 3 0.6667", "dropped word 1 1", "all 4 0.75", "typo my mony order_status"} <= set(rows)
+    assert any(row.startswith("2 were left out") for row in rows)
+
+
+def test_robustness_shows_what_became_of_the_guard(service: Service) -> None:
+    ended = errata("robustness", LIVE_ID, url=service.url)
+    assert "3 changed inputs: right 1 by the unedited model, 0.6667 now; unchanged 0.3333." in ended.out
+    assert "and 2 more" in ended.out
+    assert "changed inputs" not in errata("robustness", LIVE_ID, "--no-guard", url=service.url).out
+
+
+def test_robustness_sends_what_its_options_say(service: Service) -> None:
+    errata("robustness", LIVE_ID, "--seed", "3", "--versions", "2", "--no-guard", url=service.url)
+    assert service.queries == [{"seed": "3", "versions": "2", "guard": "false"}]
+
+
+def test_robustness_as_json_prints_the_answer_of_the_service_and_nothing_else(service: Service) -> None:
+    ended = errata("robustness", LIVE_ID, "--json", url=service.url)
+    assert (json.loads(ended.out), ended.err) == (MEASURED, "")
 
 
 def test_import_exits_1_and_counts_when_a_line_failed(service: Service) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor
 from app.engine import Entry, Live, View
 from app.engine.patched import Patched
 from app.judge import Exemption, Judge, Outdated, Required
-from app.memory import Known, Memory, nothing_known
+from app.judge.standing import Outcome, Standing
+from app.memory import Base, Guard, Known, Memory, nothing_known, said
+from app.memory.texts import Shown, Texts
 from app.model import Ask, Decoding, Encoding, Model, Read, load
-from app.standing import Outcome, Standing
-from app.texts import Shown, Texts
 from editors.codebook import Grace
 from editors.composition import NOTHING, Composition
 from editors.layers import LayerSite
@@ -36,7 +36,7 @@ T = TypeVar("T")
 FAMILIES = ("Bert", "Bart", "Llama")
 GUARD = [sentence(number) for number in range(20)]
 EDITED = [sentence(number) for number in range(20, 60)]
-LENIENT = Required(0.0, 0.0, 1.0)
+LENIENT = Required(rephrases_hold=0.0, guard_unchanged=0.0, guard_fires=1.0, other_edits_hold=0.0)
 
 
 @cache
@@ -64,7 +64,9 @@ def known(model: Model, texts: Sequence[str]) -> Known:
     encodings = model.encode(texts)
     asks = [Ask(encoding, Decoding(4) if model.writes else None) for encoding in encodings]
     answers = [model.answered(output) for output in run(model, asks)]
-    return Known(Texts.of(texts, model.read(encodings, answers).reading))
+    rows = (reading := model.read(encodings, answers).reading).rows
+    sure = said(rows.residuals, rows.labels, model.readout)
+    return Known(Texts.of(texts, reading), Base(rows.labels, sure.scores), sure.gaps, torch.zeros(len(texts)).bool())
 
 
 def plainly(model: Model, texts: Texts, shown: Shown, view: View) -> tuple[Read, list[set[str]]]:
@@ -83,6 +85,9 @@ def equal_to_the_whole_model(standing: Standing, outcome: Outcome, view: View, m
     entered = [set() if patch == NOTHING else {view.edit_ids[patch]} for patch in outcome.entered.tolist()]
     assert entered == [each - added for each in fired]
     assert torch.equal(outcome.answers, read.answered)
+    patched = view.add(read.reading.rows.queries, read.reading.rows.residuals)
+    plain = model.readout(patched).log_softmax(-1).gather(-1, outcome.shown.rows.labels.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(outcome.scores, plain, atol=1e-4, rtol=1e-4)
     for number, edit_id in enumerate(view.edit_ids):
         if outcome.alive[number] and not standing.now.alive[number : number + 1].any():  # it would come
             touched = [text for text, each in enumerate(fired) if edit_id in each]
@@ -109,13 +114,16 @@ class History:
         self.random = Random(self.seed)
         self.torch = torch.Generator().manual_seed(self.seed)
         self.overlay = Composition(editors(), self.model.sites, self.model.device)
-        self.memory = Memory(nothing_known(self.model), known(self.model, GUARD[: self.guard]), None, limit=0)
+        self.memory = Memory(nothing_known(self.model), self.guarded(), None, limit=0)
         self.judge = Judge(self.memory, self.model, LENIENT)
         self.sites = [grace_site(self.model), grace_site(self.model, **INNER)]
         texts = [*GUARD, *EDITED]
         encodings = self.model.encode(texts)
         wanted = [self.wanted(encoding) for encoding in encodings]
         self.reading = self.model.read(encodings, wanted, keys_at=self.sites).reading
+
+    def guarded(self) -> Guard:
+        return Guard.of(known(self.model, GUARD[: self.guard]))
 
     @property
     def live(self) -> Live:
@@ -172,10 +180,10 @@ class History:
         live, edit_id = self.live, f"edit {len(self.entries)}"
         overlay = self.overlay.extend([self.patch()])
         view = View(live.revision + 1, overlay, *self.with_one_more(live))
-        ended(self.judge.of_patch(live, view, exempt=Exemption()))
+        ended(self.judge.of_patch(live, view, exempt=Exemption(), **self.asked()))
         assert self.judge._judged_last is not None
         _, guard, edits = self.judge._judged_last
-        equal_to_the_whole_model(self.judge._guard, guard, view, self.model, self.memory.guard.texts)
+        equal_to_the_whole_model(self.judge._guard, guard, view, self.model, self.memory.guard.known.texts)
         equal_to_the_whole_model(self.judge._edits, edits, view, self.model, self.memory.edits.texts)
         if lives is None:
             lives = self.random.random() < 0.7
@@ -200,9 +208,14 @@ class History:
             return self.judge.rows_of(live, live.live_edits())
         if method == "of_patch":
             view = View(live.revision + 1, self.overlay.extend([self.entry()]), *self.with_one_more(live))
-            return self.judge.of_patch(live, view, exempt=exempt)
+            return self.judge.of_patch(live, view, exempt=exempt, **self.asked())
         removed = live.alive & (torch.arange(len(live.alive)) > 1)
-        return getattr(self.judge, method)(live, removed, exempt=exempt)  # type: ignore[no-any-return]
+        required = {"required": LENIENT} if method == "of_alive" else {}
+        return getattr(self.judge, method)(live, removed, exempt=exempt, **required)  # type: ignore[no-any-return]
+
+    def asked(self) -> dict[str, Any]:
+        """What a verdict on an edit asks for besides; which text is its own does not matter here."""
+        return {"own": self.reading.of_text(0), "required": LENIENT}
 
     def with_one_more(self, live: Live) -> tuple[Tensor, tuple[str, ...]]:
         """What is alive, and whose it is, with one more edit."""
@@ -239,7 +252,7 @@ class History:
         self.changed += int((guard.answers != guard.shown.rows.labels).sum())
 
     def kept(self) -> list[tuple[Standing, Texts]]:
-        return [(self.judge._guard, self.memory.guard.texts), (self.judge._edits, self.memory.edits.texts)]
+        return [(self.judge._guard, self.memory.guard.known.texts), (self.judge._edits, self.memory.edits.texts)]
 
 
 INNER = {"layer": 0, "key_token": "last", "replace": "last", "values": "one"}
@@ -284,7 +297,7 @@ def test_only_texts_that_find_another_entry_than_before_are_run_again(model: Mod
     while len(history.entries) < 10:
         history.report(lives=True)
     guard, run_again = history.judge._guard, 0
-    history.memory.guard.texts.__class__ = Noting
+    history.memory.guard.known.texts.__class__ = Noting
     for _ in range(12):
         ended(history.judge._stand(history.live))
         before = guard.now.entered

@@ -41,6 +41,12 @@ class Shown:
         """No text at all."""
         return Shown(self.rows[:0], self.owners[:0], self.starts[:0], self.lengths[:0])
 
+    def flags(self, rows: Tensor) -> Tensor:
+        """Which texts have any of these rows: (rows,) bool -> (texts,) bool."""
+        flags = torch.zeros(self.count, dtype=torch.bool, device=self.owners.device)
+        flags[self.owners[rows]] = True
+        return flags
+
     def rows_of(self, texts: Tensor) -> Tensor:
         """The rows of some texts: (k,) int64 -> ascending."""
         if not len(texts):

@@ -15,21 +15,19 @@ import torch
 from torch import Tensor
 
 from app.engine import View
+from app.memory import CHUNK, Base, Shown, Texts, said
 from app.model import Model
-from app.texts import Shown, Texts
 from editors.columns import Columns
 from editors.composition import NOTHING, Composition
 from editors.types import Rows
-
-CHUNK = 512
-"""Rows in one readout: of a vocabulary of 150,000 that is 300 MB of logits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
     """How texts stand when some patches are alive: what differs from how they stand now, and the answers of all.
 
-    alive: (patches,) bool. entered: (texts,) int64, the patch that each text finds. answers: (rows,) int64.
+    alive: (patches,) bool. entered: (texts,) int64, the patch that each text finds. answers: (rows,) int64. scores:
+    (rows,) float32, log-probabilities of what should be answered.
     moved, moved_rows: rows whose text finds another patch than now, with the entries of inner layers in place and
     without what is added behind the last. fired: by patch that came or went, the rows on which it fires.
     """
@@ -38,6 +36,7 @@ class Outcome:
     shown: Shown
     entered: Tensor
     answers: Tensor
+    scores: Tensor
     moved: Tensor
     moved_rows: Rows
     fired: Mapping[int, Tensor]
@@ -53,23 +52,24 @@ class Outcome:
 class Standing:
     """Texts, and how they stand under the live revision. Belongs to the thread of the device."""
 
-    def __init__(self, texts: Texts, model: Model, *, fixed: bool) -> None:
-        """fixed: no text will come, so what each patch fires on is worth keeping; and the unedited model gives every
-        text the answer that it should get.
+    def __init__(self, texts: Texts, model: Model, *, fixed: Base | None = None) -> None:
+        """fixed: what the unedited model says to the texts, if no text will come, so that this is known, and what each
+        patch fires on is worth keeping.
         """
-        self._texts = texts
+        self.texts = texts
         self._model = model
-        self._fixed = fixed
+        self._fixed = fixed is not None
         self._fired: dict[int, Tensor] = {}
         """Of patches behind the last layer the rows on which they fire, as the rows stand now."""
         self._moved: Columns | None = None
         """Queries and residuals as they stand now; none as long as no text has found an entry."""
         self._count = 0  # of the rows in these
-        shown = texts.shown if fixed else texts.shown.none()
-        rows, nothing = shown.rows, shown.rows.labels[:0]
+        shown = texts.shown.none() if fixed is None else texts.shown
+        nothing = shown.rows.labels[:0]
+        base = Base(nothing, nothing.float()) if fixed is None else fixed
         nobody = torch.zeros(0, dtype=torch.bool)
         found = torch.full_like(shown.starts, NOTHING)
-        self.now = Outcome(nobody, shown, found, rows.labels, nothing, rows[:0], {})
+        self.now = Outcome(nobody, shown, found, base.answers, base.scores, nothing, shown.rows[:0], {})
 
     def rows(self, outcome: Outcome, which: Tensor) -> Rows:
         """Some rows as they stand in an outcome: (k,) int64 or (rows,) bool."""
@@ -118,7 +118,8 @@ class Standing:
         moved_rows = yield from self._moved_rows(shown, moving, moved, entered, view)
         fired = self._fired_on(overlay, overlay.adding(changed), shown, moved, moved_rows)
         answers = torch.cat([self.now.answers, shown.rows.labels[len(self.now.answers) :]])
-        outcome = Outcome(view.alive, shown, entered, answers, moved, moved_rows, fired)
+        scores = torch.cat([self.now.scores, torch.zeros_like(answers[len(self.now.scores) :]).float()])
+        outcome = Outcome(view.alive, shown, entered, answers, scores, moved, moved_rows, fired)
         which = torch.cat([moved, shown.rows_of(fresh), *fired.values()]).unique()
         self._answer(outcome, which, view)
         return outcome
@@ -133,7 +134,7 @@ class Standing:
             return fresh[:0]
         keys = {}
         for name, site in sites.items():
-            keys[name] = (yield from self._texts.keys(site, self._model))[: len(entered)]
+            keys[name] = (yield from self.texts.keys(site, self._model))[: len(entered)]
         reached = torch.cat([overlay.reached_by(keys, before, view.alive), fresh]).unique()
         found = overlay.found(keys, view.alive, reached)
         moving: Tensor = reached[found != entered[reached]]
@@ -148,7 +149,7 @@ class Standing:
         finding = texts[entered[texts] != NOTHING]
         if not len(finding):
             return rows
-        read = yield from self._texts.read_under(finding, view, self._model)
+        read = yield from self.texts.read_under(finding, view, self._model)
         queries, residuals = rows.queries.clone(), rows.residuals.clone()
         place = torch.isin(moved, shown.rows_of(finding))
         queries[place], residuals[place] = read.queries, read.residuals
@@ -171,12 +172,15 @@ class Standing:
 
     @torch.no_grad()
     def _answer(self, outcome: Outcome, which: Tensor, view: View) -> None:
-        """Set the answers of some rows right."""
+        """Set the answers and the scores of some rows right."""
+        if not len(which):
+            return
         alive = view.alive.unsqueeze(0).to(which.device)
         for some in which.split(CHUNK):
             rows = self.rows(outcome, some)
             residuals, _ = view.overlay.apply(rows.queries, rows.residuals, alive, torch.zeros_like(some))
-            outcome.answers[some] = self._model.readout(residuals).argmax(-1)
+            each = said(residuals, rows.labels, self._model.readout)
+            outcome.answers[some], outcome.scores[some] = each.answers, each.scores
 
     def _standing(self, shown: Shown) -> Rows:
         if self._moved is None:

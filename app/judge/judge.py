@@ -1,0 +1,271 @@
+"""Every edit is a regression test for all later ones: gates, measured before anything goes live.
+
+The guard and all live edits are judged on stored activations (`app.judge.standing`). A text that is written is
+unchanged exactly when at every one of its positions the same token leads. Runs on the device thread, in slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from app.engine import Live, View
+from app.judge.standing import Outcome, Standing
+from app.judge.verdict import Conflict, Gate, Required, Verdict
+from app.judge.watch import Watch, told
+from app.memory import Guard, Memory, Shelved, Texts
+from app.model import Model
+from editors.types import Rows
+
+NEAR = 0.9
+"""From this similarity on two inputs are named as near-duplicates: the cosine of what neurons read of them, both less
+the memory's mean."""
+MOST_NEAR = 10
+"""Near-duplicates named in one verdict, the nearest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exemption:
+    """Rows that a change is meant to change: the edit's own, and guard inputs equal to an edited one."""
+
+    edit_ids: frozenset[str] = frozenset()
+    input_keys: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Offended:
+    """Texts that would be answered wrongly."""
+
+    texts: Texts
+    numbers: Tensor  # (k,) int64
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict, what a next round of the fit should remember, and the other live edits that would not hold.
+
+    rows: those that would be wrong. offended: the texts that these are of. disturbed: how many texts that are right now
+    would be wrong.
+    """
+
+    verdict: Verdict
+    rows: Rows
+    offended: tuple[Offended, ...]
+    broken: tuple[str, ...]
+    disturbed: int
+
+
+class Outdated(Exception):
+    """A revision shall be judged that another one has followed, which was judged already."""
+
+
+class Judge:
+    """Measures what a change of the live patches does to the guard and to every live edit.
+
+    Every method is a generator that runs on the device thread; one at a time may be under way. Each raises Outdated for
+    a `live` that is older than one that was judged before.
+    """
+
+    def __init__(self, memory: Memory, model: Model, required: Required) -> None:
+        self.required = required
+        self._memory = memory
+        self._model = model
+        self._edits = Standing(memory.edits.texts, model)
+        self._revision = 0
+        self._judged_last: tuple[str, Outcome, Outcome] | None = None  # an edit that may go live, and what it would do
+        self._take_up(memory.guard)
+
+    def of_patch(
+        self,
+        live: Live,
+        view: View,
+        *,
+        exempt: Exemption,
+        own: Rows,
+        required: Required,
+        spoilt: Sequence[str] = (),
+    ) -> Generator[None, None, Judged]:
+        """What one more patch does, the last of the view that would be served.
+
+        own: the rows of the edit's input, unpatched. spoilt: those of its own texts that would be answered with NaN or
+        infinity.
+        """
+        shelved = yield from self._stand(live)
+        number = len(live.alive)
+        guard = yield from self._guard.under(view)
+        edits = yield from self._edits.under(view)
+        self._judged_last = view.edit_ids[number], guard, edits
+        judged = self._judged(live, shelved, guard, edits, exempt, required, coming=number, spoilt=spoilt)
+        near = self._near_duplicates(live, shelved, own, exempt)
+        return replace(judged, verdict=replace(judged.verdict, conflicts=near))
+
+    def of_alive(
+        self, live: Live, alive: Tensor, *, exempt: Exemption, required: Required, coming: int | None = None
+    ) -> Generator[None, None, Judged]:
+        """What it does to serve the patches `alive` (a mask over the overlay) instead of the live ones.
+
+        coming: the patch that comes back.
+        """
+        shelved = yield from self._stand(live)
+        view = View(live.revision, live.overlay, alive, live.edit_ids)
+        guard = yield from self._guard.under(view)
+        edits = yield from self._edits.under(view)
+        return self._judged(live, shelved, guard, edits, exempt, required, coming=coming)
+
+    def forget(self) -> Generator[None, None, None]:
+        """The patch that was judged last will not go live."""
+        self._judged_last = None
+        yield
+
+    def leaning_on(self, live: Live, alive: Tensor, *, exempt: Exemption) -> Generator[None, None, Rows]:
+        """The rows that are right now and would be wrong if just `alive` were served: labels as wanted, with the
+        entries of `alive` at inner layers, without what is added behind the last.
+        """
+        shelved = yield from self._stand(live)
+        view = View(live.revision, live.overlay, alive, live.edit_ids)
+        judged = shelved.flags(live.live_edits()) & ~shelved.flags(exempt.edit_ids)
+        rows = []
+        for part, counts in ((self._guard, self._watch.rights), (self._edits, judged[shelved.owners])):
+            would = yield from part.under(view)
+            labels = would.shown.rows.labels
+            lost = (part.now.answers == labels) & (would.answers != labels)
+            rows.append(part.rows(would, lost & counts))
+        return Rows.join(rows)
+
+    def rows_of(self, live: Live, edit_ids: Iterable[str]) -> Generator[None, None, Rows]:
+        """The rows of these edits as they are served, without what is added behind the last layer."""
+        shelved = yield from self._stand(live)
+        flags = shelved.flags(edit_ids)
+        rows = self._edits.all_rows()
+        return rows if bool(flags.all()) else rows[flags[shelved.owners]]
+
+    def _judged(
+        self,
+        live: Live,
+        shelved: Shelved,
+        guard: Outcome,
+        edits: Outcome,
+        exempt: Exemption,
+        required: Required,
+        *,
+        coming: int | None,
+        spoilt: Sequence[str] = (),
+    ) -> Judged:
+        """The gates of what would be answered, and what would be wrong."""
+        watched = self._watch.watched(guard, exempt.input_keys)
+        others, broken, wrong = self._others_hold(live, shelved, edits.answers, exempt, required)
+        gates = [self._finite(guard, edits, spoilt), others, watched.gate(required)]
+        if coming is not None:
+            touched = self._watch.share_touched(guard, coming, exempt.input_keys)
+            gates.append(Gate("guard_fires", touched, required.guard_fires))
+        parts = ((self._guard, guard, watched.wrong_rows), (self._edits, edits, wrong))
+        offended = tuple(
+            Offended(part.texts, would.shown.flags(rows).nonzero().squeeze(-1)) for part, would, rows in parts
+        )
+        disturbed = sum(_newly(part, would, rows) for part, would, rows in parts)
+        rows = Rows.join([part.rows(would, rows) for part, would, rows in parts])
+        return Judged(Verdict(tuple(gates), guard=watched.as_json()), rows, offended, broken, disturbed)
+
+    def _others_hold(
+        self, live: Live, shelved: Shelved, answers: Tensor, exempt: Exemption, required: Required
+    ) -> tuple[Gate, tuple[str, ...], Tensor]:
+        """Every other live edit that held still holds. Also those that do not, and which rows are wrong now."""
+        judged = shelved.flags(live.live_edits()) & ~shelved.flags(exempt.edit_ids)
+        wrong = (answers != shelved.rows.labels) & judged[shelved.owners]
+        own = shelved.own[shelved.shown.owners]
+        failed_before, fail_now = (
+            _flags(shelved.owners[(said != shelved.rows.labels) & own], shelved.edits)
+            for said in (self._edits.now.answers, answers)
+        )
+        judged &= ~failed_before
+        broken = (judged & fail_now).nonzero().flatten().tolist()
+        failures = [self._broken(shelved, number, answers) for number in broken]
+        gate = Gate.share("other_edits_hold", int(judged.sum()), required=required.other_edits_hold, failures=failures)
+        return gate, tuple(shelved.edit_ids[number] for number in broken), wrong
+
+    def _broken(self, shelved: Shelved, number: int, answers: Tensor) -> dict[str, str]:
+        """How an edit that would not hold is listed."""
+        text = int(((shelved.edits_of_texts == number) & shelved.own).nonzero()[0])
+        rows = shelved.shown.owners == text
+        said = told(self._model, shelved.rows.labels[rows], answers[rows], wanted="wanted")
+        return {"edit_id": shelved.edit_ids[number], "input": self._memory.edits.texts[text], **said}
+
+    def _near_duplicates(self, live: Live, shelved: Shelved, own: Rows, exempt: Exemption) -> tuple[Conflict, ...]:
+        """The other live edits whose input is nearly this one, and that want another answer for it."""
+        others = shelved.flags(live.live_edits()) & ~shelved.flags(exempt.edit_ids)
+        differ = ~self._memory.edits.texts.wanting(own.labels)[: shelved.shown.count]
+        texts = (shelved.own & others[shelved.edits_of_texts] & differ).nonzero().squeeze(-1)
+        base = self._memory.base()
+        mean = self._memory.moments(base).mean if sum(map(len, base)) else torch.zeros_like(own.queries[0])
+        there, here = (
+            rows.float() - mean.float() for rows in (shelved.rows.queries[shelved.shown.starts[texts]], own.queries[:1])
+        )
+        alike = torch.cosine_similarity(there, here)
+        near = [place for place in alike.argsort(descending=True).tolist()[:MOST_NEAR] if alike[place] >= NEAR]
+        return tuple(self._conflict(shelved, int(texts[place]), float(alike[place])) for place in near)
+
+    def _conflict(self, shelved: Shelved, text: int, similarity: float) -> Conflict:
+        wanted = self._memory.edits.texts.wanted(text)
+        edit_id = shelved.edit_ids[int(shelved.edits_of_texts[text])]
+        shown = self._model.show(wanted, len(wanted) - 1)
+        return Conflict(edit_id, self._memory.edits.texts[text], shown, similarity)
+
+    def _finite(self, guard: Outcome, edits: Outcome, own: Sequence[str]) -> Gate:
+        """No text would be answered with NaN or infinity. own: those of the edit's own that would."""
+        failures: list[Mapping[str, str]] = [{"input": text} for text in own]
+        for standing, outcome in ((self._guard, guard), (self._edits, edits)):
+            spoilt = outcome.shown.flags(~torch.isfinite(outcome.scores)).nonzero().flatten().tolist()
+            failures += [{"input": standing.texts[text]} for text in spoilt]
+        count = guard.shown.count + edits.shown.count + len(own)
+        return Gate.share("finite", count, required=1.0, failures=failures)
+
+    def _stand(self, live: Live) -> Generator[None, None, Shelved]:
+        """Make the standings those of `live`, computing only what the last change of revision could have changed.
+
+        Returns the edits that are judged: edits that are put on the shelf meanwhile wait for the next time.
+        """
+        if live.revision < self._revision:
+            raise Outdated
+        self._revision = live.revision
+        if self._memory.guard is not self._watch.guard:
+            self._take_up(self._memory.guard)
+        shelved = self._memory.edits.shown
+        if not torch.equal(self._guard.now.alive, live.alive):
+            self._adopt_judged_last(live)
+        yield from self._guard.stand(live.view(), self._watch.guard.known.texts.shown)
+        yield from self._edits.stand(live.view(), shelved.shown)
+        return shelved
+
+    def _take_up(self, guard: Guard) -> None:
+        """Measure on this guard from now on."""
+        self._watch = Watch(guard, self._model)
+        self._guard = Standing(guard.known.texts, self._model, fixed=guard.known.base)
+        self._judged_last = None
+
+    def _adopt_judged_last(self, live: Live) -> None:
+        """Spare what was computed for the verdict on an edit, if nothing but this edit has gone live since."""
+        judged, self._judged_last = self._judged_last, None
+        if judged is None:
+            return
+        edit_id, guard, edits = judged
+        unmoved = edits.shown.count == self._edits.now.shown.count
+        if unmoved and live.edit_ids[-1] == edit_id and torch.equal(guard.alive, live.alive):
+            self._guard.adopt(guard)
+            self._edits.adopt(edits)
+
+
+def _newly(standing: Standing, would: Outcome, wrong: Tensor) -> int:
+    """How many texts would be wrong at these rows, (rows,) bool, that are right at all of them now."""
+    labels = would.shown.rows.labels
+    already = would.shown.flags(wrong & (standing.now.answers != labels))
+    return int((would.shown.flags(wrong) & ~already).sum())
+
+
+def _flags(numbers: Tensor, count: int) -> Tensor:
+    """Which of `count` things are named: (count,) bool."""
+    flags = torch.zeros(count, dtype=torch.bool, device=numbers.device)
+    flags[numbers] = True
+    return flags

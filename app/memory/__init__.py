@@ -1,0 +1,25 @@
+"""What must stay as it is, and what verdicts are measured on: known inputs, traffic, edits, and the guard."""
+
+from app.memory.known import Known, KnownInput, learn, nothing_known, parse, read_inputs
+from app.memory.memory import Guard, Memory, Shelf, Shelved
+from app.memory.saying import CHUNK, Base, Said, said
+from app.memory.texts import Shown, Texts
+
+__all__ = [
+    "CHUNK",
+    "Base",
+    "Guard",
+    "Known",
+    "KnownInput",
+    "Memory",
+    "Said",
+    "Shelf",
+    "Shelved",
+    "Shown",
+    "Texts",
+    "learn",
+    "nothing_known",
+    "parse",
+    "read_inputs",
+    "said",
+]
