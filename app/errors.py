@@ -9,6 +9,7 @@
         RevisionMoved 412       revision_moved
         BodyTooLarge 413        body_too_large
         Unprocessable 422       invalid_request, UnknownLabel unknown_label, UnknownEditor unknown_editor,
+                                BaselineEditor baseline_editor,
                                 BadOptions bad_options, InputTooLong input_too_long, UnwritableTarget unwritable_target,
                                 UnknownRevision unknown_revision, UnknownEdit unknown_edit,
                                 IdempotencyKeyReused idempotency_key_reused, EditRejected edit_rejected,
@@ -99,6 +100,16 @@ class UnknownLabel(Unprocessable):
 
 class UnknownEditor(Unprocessable):
     code, title = "unknown_editor", "There is no such editor"
+
+
+class BaselineEditor(Unprocessable):
+    code, title = "baseline_editor", "The editor is a baseline, and not for live edits"
+
+    def __init__(self, editor: str) -> None:
+        super().__init__(
+            f"The editor {editor!r} is a baseline, to measure others against; its edits may go live only with "
+            "ERRATA_BASELINES=on."
+        )
 
 
 class BadOptions(Unprocessable):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from editors.errors import UnknownEditor
+from editors.features import Features
 from editors.layers import TOKENS, LayerSite, Sites
 from editors.types import Adding, Editor, Firing, Patch, Replacing
 from editors.visit import Found, Look
@@ -62,6 +63,8 @@ class Composition:
     editors: Mapping[str, Editor]
     sites: Sites
     device: torch.device
+    features: Features | None = None
+    """Of the model; None where no patch tunes its last down-projection."""
     _patches: int = 0
     _parts: Mapping[tuple[str, str], _Added | _Book] = field(default_factory=dict)  # by editor and site
 
@@ -153,7 +156,7 @@ class Composition:
     def _begin(self, editor: str, site: str) -> _Added | _Book:
         if editor not in self.editors:
             raise UnknownEditor(f"There is no editor {editor!r}; there are: {', '.join(sorted(self.editors))}.")
-        overlay = self.editors[editor].overlay(self.sites.last.hidden, self.device)
+        overlay = self.editors[editor].overlay(self.sites.last.hidden, self.device, self.features)
         none = torch.zeros(0, dtype=torch.int64, device=self.device)
         layer = self.sites.layer_named(site)
         if layer is None:
@@ -163,7 +166,8 @@ class Composition:
         return _Book(overlay, none, layer)
 
     def _added(self) -> list[_Added]:
-        return [part for part in self._parts.values() if isinstance(part, _Added)]
+        """In an order that does not depend on which patches there are: a sum in another order may have other bits."""
+        return [part for _, part in sorted(self._parts.items()) if isinstance(part, _Added)]
 
     def _books(self) -> list[_Book]:
         """The first layers first: a text that finds an entry looks no further."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from editors.errors import UnsupportedModel
+from editors.features import Features
 from editors.layers import Sites, find_sites_of_layers
 from editors.shell import StandIn, with_layers
 from editors.site import Site, find_sites, kind, trace
@@ -64,6 +65,7 @@ class Join:
         self._head: nn.Module | None = None  # where norm and this module are all there is
         self._two_sided = "decoder_input_ids" in inputs
         self._device = next(model.parameters()).device
+        self.features = Features(model, self.sites, inputs, self._aside)
         self._hooks = [
             model.get_submodule(site.reads).register_forward_pre_hook(self._read),
             self._norm.register_forward_pre_hook(self._join),
@@ -143,6 +145,16 @@ class Join:
         try:
             with self._layers.during(visit):
                 yield call
+        finally:
+            self._passes.reset(token)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Let no call, and no visit, see the forward passes inside the block."""
+        token = self._passes.set(None)
+        try:
+            with self._layers.during(None):
+                yield
         finally:
             self._passes.reset(token)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from editors.codebook import Grace
 from editors.errors import UnknownEditor
+from editors.finetuning import FineTuning, FineTuningKL
 from editors.layers import Family
 from editors.neuron import TransformerPatcher
 from editors.options import build
@@ -16,7 +17,7 @@ from editors.types import Editor
 
 def editors() -> Mapping[str, Editor]:
     """Every editor of this version, by its name."""
-    every: tuple[Editor, ...] = (TransformerPatcher(), Grace())
+    every: tuple[Editor, ...] = (TransformerPatcher(), Grace(), FineTuning(), FineTuningKL())
     return MappingProxyType({editor.name: editor for editor in every})
 
 

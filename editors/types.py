@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from editors.errors import NotFinite
+from editors.features import Features
 from editors.inside import Inside
+from editors.join import Transform
 from editors.layers import Family, LayerSite, Sites
 from editors.moments import Moments
 from editors.site import Site
@@ -154,6 +156,9 @@ class Problem:
     moments: of the memory, or of the part of it that does not change from edit to edit; computed from
         the memory when None, which for 40,000 rows takes longer than the fit.
     readout: from residuals to logits. seed: makes the fit repeatable.
+    features: of rows of the same model, what enters the last down-projection; None where no editor shall tune it.
+    add: what the other live patches add behind the last layer, which is in the residuals of the edit, and not in those
+        of the memory; None: nothing.
     inside: the input, and rephrases, at the layer site that the editor has chosen; none for an editor whose site is the
         last feed-forward layer. further: more rephrases there, in pieces, each a forward pass when it is called for.
         remembered: keys of other texts there, in parts.
@@ -168,6 +173,8 @@ class Problem:
     inside: Inside | None = None
     further: Sequence[Callable[[], Inside]] = ()
     remembered: Sequence[Remembered] = ()
+    features: Features | None = None
+    add: Transform | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +276,8 @@ class Editor(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[int]
+    baseline: ClassVar[bool]
+    """Whether it is there to be measured against: its patches act everywhere, and later ones undo earlier ones."""
     options: ClassVar[type[Any]]
     """A frozen dataclass of the editor's options, every one with a default and Annotated bounds."""
 
@@ -281,5 +290,5 @@ class Editor(Protocol):
     def fit(self, problem: Problem, options: Any) -> Fit:
         """Learn the patch's tensors, one step at a time. Raises FitFailed with the reason."""
 
-    def overlay(self, hidden: int, device: torch.device) -> Adding | Replacing:
-        """An overlay without patches, for a model of that width on that device."""
+    def overlay(self, hidden: int, device: torch.device, features: Features | None = None) -> Adding | Replacing:
+        """An overlay without patches, for a model of that width on that device. features: of the model, see Problem."""

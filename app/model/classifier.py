@@ -18,6 +18,7 @@ from app.model.fingerprint import fingerprint
 from app.model.keys import Keys
 from app.model.tokenizing import describe, max_tokens, padded, token_ids
 from editors.errors import UnsupportedModel
+from editors.features import Features
 from editors.inside import Fed, Inside
 from editors.join import Join, Pass, Transform
 from editors.layers import LayerSite, Sites
@@ -64,6 +65,10 @@ class Classifier:
     @property
     def sites(self) -> Sites:
         return self._join.sites
+
+    @property
+    def features(self) -> Features:
+        return self._join.features
 
     @property
     def hidden_size(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Output, Read
+from editors.features import Features
 from editors.inside import Inside
 from editors.join import Transform
 from editors.layers import LayerSite, Sites
@@ -54,6 +55,10 @@ class Model(Protocol):
     @property
     def sites(self) -> Sites:
         """Every place where overlays can meet this model."""
+
+    @property
+    def features(self) -> Features:
+        """What enters the last down-projection, from queries; see `editors.features`."""
 
     @property
     def hidden_size(self) -> int:

@@ -31,6 +31,7 @@ from app.model.keys import Keys
 from app.model.slices import Pause, in_slices
 from app.model.steps import Confidence, Draw, Steps, first_stop
 from app.model.tokenizing import describe
+from editors.features import Features
 from editors.inside import Inside
 from editors.join import Join, Pass, Transform
 from editors.layers import LayerSite, Sites
@@ -85,6 +86,10 @@ class Generator:
     @property
     def sites(self) -> Sites:
         return self._join.sites
+
+    @property
+    def features(self) -> Features:
+        return self._join.features
 
     @property
     def hidden_size(self) -> int:

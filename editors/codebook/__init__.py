@@ -11,6 +11,7 @@ from editors.codebook import value
 from editors.codebook.book import Codebook
 from editors.codebook.options import DEFAULTS, Options
 from editors.errors import BadOptions, NotFinite
+from editors.features import Features
 from editors.layers import WRITERS, Family, Layer, LayerSite, Sites
 from editors.types import Fit, Problem
 
@@ -22,6 +23,7 @@ class Grace:
 
     name: ClassVar[str] = "grace"
     version: ClassVar[int] = 1
+    baseline: ClassVar[bool] = False
     options: ClassVar[type[Options]] = Options
 
     def defaults(self, family: Family) -> Mapping[str, Any]:
@@ -46,7 +48,7 @@ class Grace:
             raise NotFinite("The keys of the edit hold NaN or infinity.")
         return value.fit(problem, problem.inside, options)
 
-    def overlay(self, hidden: int, device: torch.device) -> Codebook:
+    def overlay(self, hidden: int, device: torch.device, features: Features | None = None) -> Codebook:
         """A codebook without entries."""
         return Codebook.empty(hidden, device)
 

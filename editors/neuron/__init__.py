@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from editors.errors import NotFinite
+from editors.features import Features
 from editors.layers import WRITERS, Family, Sites
 from editors.neuron import closed_form, gradient
 from editors.neuron.bank import NeuronBank
@@ -23,6 +24,7 @@ class TransformerPatcher:
 
     name: ClassVar[str] = "transformer-patcher"
     version: ClassVar[int] = 1
+    baseline: ClassVar[bool] = False
     options: ClassVar[type[Options]] = Options
 
     def defaults(self, family: Family) -> Mapping[str, Any]:
@@ -40,6 +42,6 @@ class TransformerPatcher:
         fit = closed_form.fit if options.fit == "closed-form" else gradient.fit
         return fit(problem, options)
 
-    def overlay(self, hidden: int, device: torch.device) -> NeuronBank:
+    def overlay(self, hidden: int, device: torch.device, features: Features | None = None) -> NeuronBank:
         """A bank without patches."""
         return NeuronBank.empty(hidden, device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from editors import codec
 from editors.codebook import Grace
 from editors.composition import Composition
+from editors.finetuning import FineTuning, FineTuningKL
 from editors.inside import Inside
 from editors.join import Pass
 from editors.layers import WRITERS, Family, LayerSite
@@ -53,6 +54,9 @@ class Method:
 
 
 PATCHER, GRACE = Method(TransformerPatcher()), Method(Grace())
+QUICKLY = {"learning_rate": 0.01, "steps": 1_000}
+"""A random model is further from any answer than a trained one."""
+TUNING, SPARING = Method(FineTuning(), QUICKLY), Method(FineTuningKL(), {**QUICKLY, "divergence_weight": 1.0})
 INNER = Method(
     Grace(),
     {"layer": 0, "values": "one"},
@@ -70,6 +74,9 @@ CASES: Mapping[str, Sequence[Method]] = {
     "grace": [GRACE],
     "grace-inner": [INNER],
     "both": [PATCHER, GRACE],
+    "ft": [TUNING],
+    "ft-kl": [SPARING],
+    "all": [PATCHER, GRACE, SPARING],
 }
 """Every editor, present and future, enters here and so passes the whole battery. Of several methods the edits of one
 model take one after the other."""
@@ -102,7 +109,7 @@ def header(editor: Editor, site: str = "norm@first") -> Header:
 
 def empty(model: Tiny) -> Composition:
     """The model's composition without patches."""
-    return Composition(editors(), model.join.sites, CPU)
+    return Composition(editors(), model.join.sites, CPU, model.join.features)
 
 
 def all_alive(overlay: Any, rows: int) -> tuple[Tensor, Tensor]:
@@ -224,7 +231,14 @@ def problem(
     """The edit that shall make the model under the overlay answer the text by the target."""
     reading = read(model, [text], [target], overlay)
     rows = [part.rows for part in memory]
-    one = Problem(apply(overlay, reading.rows)[0], reading.positions(), rows, model.join.readout)
+    one = Problem(
+        apply(overlay, reading.rows)[0],
+        reading.positions(),
+        rows,
+        model.join.readout,
+        features=model.join.features,
+        add=acting(overlay),
+    )
     site = method.site(model)
     if isinstance(site, Site):
         return one
