@@ -1,22 +1,25 @@
-"""Surface variants of a text: the same wish, written a little differently. They stand in for rephrases."""
+"""Surface variants of a text: the same wish, written a little differently. They stand in for rephrases.
+
+The draws are those that recorded figures were measured with. `app.perturbations` makes more of each kind.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+
+from app.perturbations import ENDINGS, Rule, swapped, without
 
 ARTICLES = frozenset({"a", "an", "the", "this", "that", "it"})
 PREPOSITIONS = frozenset({"to", "of", "for", "on", "in", "at"})
 AUXILIARIES = frozenset({"is", "are", "was", "do", "does", "did", "can"})
 FUNCTION_WORDS = ARTICLES | PREPOSITIONS | AUXILIARIES | {"i", "my", "me", "please"}
 GREETINGS = ("Hi, ", "Hello, ", "Hey there, ", "Good morning. ", "Sorry to bother you. ")
-ENDINGS = ("", "!", "??", "...", ".")
 
 
 def variants(text: str, seed: int) -> list[str]:
     """Up to five variants, one a rule, repeatable by the seed; those equal to the text are left out."""
     draw = random.Random(f"{seed}:{text}")
-    rules: tuple[Callable[[str, random.Random], str], ...] = (_case, _punctuation, _greeting, _typo, _dropped_word)
+    rules: tuple[Rule, ...] = (_case, _punctuation, _greeting, _typo, _dropped_word)
     return [changed for rule in rules if (changed := rule(text, draw)) != text]
 
 
@@ -26,7 +29,7 @@ def _case(text: str, draw: random.Random) -> str:
 
 
 def _punctuation(text: str, draw: random.Random) -> str:
-    bare = text.rstrip("?!. ").replace(",", "").replace("'", "")
+    bare = without(text.rstrip("?!. "), ",'")
     return bare + draw.choice([ending for ending in ENDINGS if bare + ending != text])
 
 
@@ -41,9 +44,7 @@ def _typo(text: str, draw: random.Random) -> str:
     if not long:
         return text
     index = draw.choice(long)
-    word = words[index]
-    at = draw.randrange(1, len(word) - 2)
-    words[index] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    words[index] = swapped(words[index], draw.randrange(1, len(words[index]) - 2))
     return " ".join(words)
 
 
