@@ -32,10 +32,10 @@ from torch import Tensor
 from app.engine import View
 from app.engine.patched import Patched
 from app.engine.reading import reading
+from app.judge.standing import Standing
+from app.memory import Base, Texts
 from app.model import Ask, Model, load
 from app.model.builtin import builtin, intents
-from app.standing import Standing
-from app.texts import Texts
 from benchmarks.slices import finish
 from editors.codebook import Grace
 from editors.codebook.value import reach_of
@@ -91,13 +91,13 @@ def sentences(count: int) -> list[str]:
     return list(found)
 
 
-def read(model: Model, texts: Sequence[str], site: LayerSite) -> Reading:
+def read(model: Model, texts: Sequence[str], *keys_at: LayerSite) -> Reading:
     """What the unedited model says to the sentences, which counts as right, and their keys."""
     encodings = model.encode(texts)
     any_label = [torch.zeros(1, dtype=torch.int64)] * len(texts)
     with Progress(console=Console(stderr=True)) as progress:
         shown = progress.add_task("Reading sentences", total=len(texts))
-        slices = reading(model, encodings, any_label, keys_at=[site], max_batch=BATCH)
+        slices = reading(model, encodings, any_label, keys_at=keys_at, max_batch=BATCH)
         done = finish(slices, lambda: progress.advance(shown, BATCH))
     return replace(done.reading, rows=replace(done.reading.rows, labels=done.answered))
 
@@ -146,7 +146,8 @@ def judging(composition: Composition, edits: Texts, guard: Texts, model: Model) 
     live = len(edits)
     alive = torch.zeros(len(composition), dtype=torch.bool)
     alive[:live] = True
-    parts = [Standing(edits, model, fixed=False), Standing(guard, model, fixed=True)]
+    labels = guard.shown.rows.labels
+    parts = [Standing(edits, model), Standing(guard, model, fixed=Base(labels, torch.zeros_like(labels).float()))]
     with Progress(console=Console(stderr=True)) as progress:
         shown = progress.add_task(f"Standing under {live} entries", total=-(-live // BATCH))
         for part, texts in zip(parts, (edits, guard), strict=True):

@@ -29,9 +29,9 @@ from rich.table import Table
 from app.engine import View
 from app.engine.patched import Patched
 from app.engine.reading import reading
+from app.judge.standing import Standing
+from app.memory import Texts
 from app.model import Ask, Decoding, Encoding, Model, Read, load
-from app.standing import Standing
-from app.texts import Texts
 from benchmarks.editors import Task, banking77, pronunciation, sst2
 from benchmarks.reporting import Entry, mean, share
 from benchmarks.slices import finish
@@ -194,7 +194,7 @@ def _edited(task: str, name: str, bench: Bench, options: Options) -> Outcome:
 
 def _rights(texts: Texts, model: Model, view: View) -> list[bool]:
     """Which texts are right at every position under a view."""
-    standing = Standing(texts, model, fixed=False)  # what the unedited model says to them is not what they want
+    standing = Standing(texts, model)  # what the unedited model says to them is not what they want
     finish(standing.stand(view, texts.shown))
     wrong = texts.shown.owners[standing.now.answers != texts.shown.rows.labels].unique()
     right = torch.ones(len(texts), dtype=torch.bool)

@@ -57,16 +57,19 @@ class Service:
         """options, editor: sent with every report; an editor of None is the default."""
         self._client, self._options, self._editor = client, options, editor
 
-    def predictions(self, texts: Sequence[str], *, edited: bool = True) -> list[Mapping[str, Any]]:
-        """What it answers, with scores or finish reason, and the edits that took part."""
+    def predictions(
+        self, texts: Sequence[str], *, edited: bool = True, as_of: int | None = None
+    ) -> list[Mapping[str, Any]]:
+        """What it answers, now or as of a revision, with scores or finish reason, and the edits that took part."""
         answers: list[Mapping[str, Any]] = []
         for start in range(0, len(texts), INPUTS_A_REQUEST):
-            answers.extend(self._client.predict(texts[start : start + INPUTS_A_REQUEST], edited=edited)["predictions"])
+            some = texts[start : start + INPUTS_A_REQUEST]
+            answers.extend(self._client.predict(some, edited=edited, as_of=as_of)["predictions"])
         return answers
 
-    def says(self, texts: Sequence[str], *, edited: bool = True) -> list[str]:
+    def says(self, texts: Sequence[str], *, edited: bool = True, as_of: int | None = None) -> list[str]:
         """What it answers, label or text, written freely."""
-        return [said(prediction) for prediction in self.predictions(texts, edited=edited)]
+        return [said(prediction) for prediction in self.predictions(texts, edited=edited, as_of=as_of)]
 
     def report(self, entry: Entry, supersedes: str | None = None) -> Reported:
         """Report a mistake and wait until its edit has ended."""
