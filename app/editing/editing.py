@@ -118,7 +118,11 @@ class Editing:
             while True:
                 record = await self.record(edit_id)
                 left = deadline - time.monotonic()
-                if record.status not in IN_WORK or left <= 0 or self._stopping:
+                if record.status not in IN_WORK:
+                    if record.revision is not None and record.revision > self._shop.engine.live.revision:
+                        await self._shop.follower.catch_up()  # who is told that an edit is live can rely on it
+                    return record
+                if left <= 0 or self._stopping:
                     return record
                 await _next_change(news, min(left, POLL_SECONDS))
 
@@ -297,6 +301,7 @@ class Editing:
             self._worker.wake()
 
     async def _judge_again(self, record: EditRecord, live: Live) -> tuple[Answers, Verdict]:
+        await self._shop.guarding.catch_up()
         draft = record.draft
         alive = self._shop.beside(draft.supersedes, live)
         coming = live.patch_of(record.id)

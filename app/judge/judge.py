@@ -35,6 +35,27 @@ class Exemption:
     input_keys: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """What would be served, how everything would stand then, and what is asked of that.
+
+    coming: the patch that comes, or comes back. spoilt: texts of an edit that would be answered with NaN or infinity.
+    """
+
+    view: View
+    guard: Outcome
+    edits: Outcome
+    exempt: Exemption
+    required: Required
+    coming: int | None = None
+    spoilt: Sequence[str] = ()
+
+    @property
+    def edit_ids(self) -> list[str]:
+        """The edits that would be live."""
+        return [self.view.edit_ids[number] for number in self.view.alive.nonzero().flatten().tolist()]
+
+
 @dataclass(frozen=True, slots=True)
 class Offended:
     """Texts that would be answered wrongly."""
@@ -98,7 +119,7 @@ class Judge:
         guard = yield from self._guard.under(view)
         edits = yield from self._edits.under(view)
         self._judged_last = view.edit_ids[number], guard, edits
-        judged = self._judged(live, shelved, guard, edits, exempt, required, coming=number, spoilt=spoilt)
+        judged = self._judged(live, shelved, _Change(view, guard, edits, exempt, required, number, spoilt))
         near = self._near_duplicates(live, shelved, own, exempt)
         return replace(judged, verdict=replace(judged.verdict, conflicts=near))
 
@@ -113,7 +134,7 @@ class Judge:
         view = View(live.revision, live.overlay, alive, live.edit_ids)
         guard = yield from self._guard.under(view)
         edits = yield from self._edits.under(view)
-        return self._judged(live, shelved, guard, edits, exempt, required, coming=coming)
+        return self._judged(live, shelved, _Change(view, guard, edits, exempt, required, coming))
 
     def forget(self) -> Generator[None, None, None]:
         """The patch that was judged last will not go live."""
@@ -142,26 +163,17 @@ class Judge:
         rows = self._edits.all_rows()
         return rows if bool(flags.all()) else rows[flags[shelved.owners]]
 
-    def _judged(
-        self,
-        live: Live,
-        shelved: Shelved,
-        guard: Outcome,
-        edits: Outcome,
-        exempt: Exemption,
-        required: Required,
-        *,
-        coming: int | None,
-        spoilt: Sequence[str] = (),
-    ) -> Judged:
+    def _judged(self, live: Live, shelved: Shelved, change: _Change) -> Judged:
         """The gates of what would be answered, and what would be wrong."""
-        watched = self._watch.watched(guard, exempt.input_keys)
-        others, broken, wrong = self._others_hold(live, shelved, edits.answers, exempt, required)
-        gates = [self._finite(guard, edits, spoilt), others, watched.gate(required)]
-        if coming is not None:
-            touched = self._watch.share_touched(guard, coming, exempt.input_keys)
-            gates.append(Gate("guard_fires", touched, required.guard_fires))
-        parts = ((self._guard, guard, watched.wrong_rows), (self._edits, edits, wrong))
+        watched, now = (
+            self._watch.watched(guard, change.exempt.input_keys) for guard in (change.guard, self._guard.now)
+        )
+        others, broken, wrong = self._others_hold(live, shelved, change)
+        gates = [self._finite(change), others, watched.gate(change.required, now)]
+        if change.coming is not None:
+            touched = self._watch.share_touched(change.guard, change.coming, change.exempt.input_keys)
+            gates.append(Gate("guard_fires", touched, change.required.guard_fires))
+        parts = ((self._guard, change.guard, watched.wrong_rows), (self._edits, change.edits, wrong))
         offended = tuple(
             Offended(part.texts, would.shown.flags(rows).nonzero().squeeze(-1)) for part, would, rows in parts
         )
@@ -169,21 +181,25 @@ class Judge:
         rows = Rows.join([part.rows(would, rows) for part, would, rows in parts])
         return Judged(Verdict(tuple(gates), guard=watched.as_json()), rows, offended, broken, disturbed)
 
-    def _others_hold(
-        self, live: Live, shelved: Shelved, answers: Tensor, exempt: Exemption, required: Required
-    ) -> tuple[Gate, tuple[str, ...], Tensor]:
-        """Every other live edit that held still holds. Also those that do not, and which rows are wrong now."""
-        judged = shelved.flags(live.live_edits()) & ~shelved.flags(exempt.edit_ids)
+    def _others_hold(self, live: Live, shelved: Shelved, change: _Change) -> tuple[Gate, tuple[str, ...], Tensor]:
+        """Every other edit that would be live holds, unless it is live now and does not hold already.
+
+        Also those that do not, and which rows of them all would be wrong: (rows,) bool.
+        """
+        answers, present = change.edits.answers, shelved.flags(live.live_edits())
+        judged = shelved.flags(change.edit_ids) & ~shelved.flags(change.exempt.edit_ids)
         wrong = (answers != shelved.rows.labels) & judged[shelved.owners]
         own = shelved.own[shelved.shown.owners]
         failed_before, fail_now = (
             _flags(shelved.owners[(said != shelved.rows.labels) & own], shelved.edits)
             for said in (self._edits.now.answers, answers)
         )
-        judged &= ~failed_before
+        judged &= ~(failed_before & present)
         broken = (judged & fail_now).nonzero().flatten().tolist()
         failures = [self._broken(shelved, number, answers) for number in broken]
-        gate = Gate.share("other_edits_hold", int(judged.sum()), required=required.other_edits_hold, failures=failures)
+        gate = Gate.share(
+            "other_edits_hold", int(judged.sum()), required=change.required.other_edits_hold, failures=failures
+        )
         return gate, tuple(shelved.edit_ids[number] for number in broken), wrong
 
     def _broken(self, shelved: Shelved, number: int, answers: Tensor) -> dict[str, str]:
@@ -213,13 +229,13 @@ class Judge:
         shown = self._model.show(wanted, len(wanted) - 1)
         return Conflict(edit_id, self._memory.edits.texts[text], shown, similarity)
 
-    def _finite(self, guard: Outcome, edits: Outcome, own: Sequence[str]) -> Gate:
-        """No text would be answered with NaN or infinity. own: those of the edit's own that would."""
-        failures: list[Mapping[str, str]] = [{"input": text} for text in own]
-        for standing, outcome in ((self._guard, guard), (self._edits, edits)):
+    def _finite(self, change: _Change) -> Gate:
+        """No text would be answered with NaN or infinity."""
+        failures: list[Mapping[str, str]] = [{"input": text} for text in change.spoilt]
+        for standing, outcome in ((self._guard, change.guard), (self._edits, change.edits)):
             spoilt = outcome.shown.flags(~torch.isfinite(outcome.scores)).nonzero().flatten().tolist()
             failures += [{"input": standing.texts[text]} for text in spoilt]
-        count = guard.shown.count + edits.shown.count + len(own)
+        count = change.guard.shown.count + change.edits.shown.count + len(change.spoilt)
         return Gate.share("finite", count, required=1.0, failures=failures)
 
     def _stand(self, live: Live) -> Generator[None, None, Shelved]:

@@ -77,20 +77,32 @@ class Watched:
         """(rows,) bool: where these are wrong."""
         return self._off & self.changed[self._shown.owners]
 
-    def gate(self, required: Required) -> Gate:
-        """What the unedited model gets right is answered as by it."""
-        changed, rights = self.changed, ~self.guard.known.wrong & self.counted
-        failures = [self._failure(text) for text in changed.nonzero().flatten().tolist()]
-        return Gate.share("guard_unchanged", int(rights.sum()), required=required.guard_unchanged, failures=failures)
+    def gate(self, required: Required, now: Watched) -> Gate:
+        """What the unedited model gets right is answered as by it.
+
+        now: the guard as it stands. Where less of it is unchanged than is required, because it was put after edits that
+        change it, the next edit need not mend that: it must not make it worse.
+        """
+        failures = [self._failure(text) for text in self.changed.nonzero().flatten().tolist()]
+        least = min(required.guard_unchanged, now.unchanged)
+        return Gate.share("guard_unchanged", self._rights, required=least, failures=failures)
+
+    @property
+    def unchanged(self) -> float:
+        """The share of what the unedited model gets right that is answered as by it; 1 where that is nothing."""
+        return (self._rights - int(self.changed.sum())) / self._rights if self._rights else 1.0
+
+    @property
+    def _rights(self) -> int:
+        return int((~self.guard.known.wrong & self.counted).sum())
 
     def as_json(self) -> dict[str, Any]:
         """As a verdict keeps it."""
-        rights = ~self.guard.known.wrong & self.counted
         near, moved = self.near & self.counted, self.near & self.changed
         return {
             "number": self.guard.number,
             "inputs": len(self.guard),
-            "right": int(rights.sum()),
+            "right": self._rights,
             "near_boundary": {
                 "inputs": int(near.sum()),
                 "changed": int(moved.sum()),

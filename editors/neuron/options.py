@@ -87,5 +87,5 @@ class Options:
         validate(self)
 
 
-GENERATION: Mapping[str, Any] = MappingProxyType({"threshold": 0.7, "held": 32, "margin": 1.5, "memory_weight": 10.0})
+GENERATION: Mapping[str, Any] = MappingProxyType({"threshold": 0.8, "held": 32, "margin": 1.5, "memory_weight": 10.0})
 """Defaults of their own for models that write. The memory's weight is the paper's; the others were measured."""

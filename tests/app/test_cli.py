@@ -265,7 +265,8 @@ def free_port() -> int:
 def test_help_names_every_command() -> None:
     names = {command.name for command in commands.registered_commands}
     assert names == {
-        "serve", "predict", "edit", "edits", "show", "revert", "robustness", "guard", "import", "export", "verify", "bench",
+        "serve", "predict", "edit", "edits", "show", "revert",
+        "robustness", "guard", "import", "export", "verify", "bench",
     }  # fmt: skip
     assert all(name in errata("--help").out for name in names if name)
 

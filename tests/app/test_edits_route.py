@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app import main
+from app.follower import Follower
 from app.settings import Settings
+from app.store import Ledger
 from tests.app.conftest import Caller, sentence, started
 from tests.deployed import LABELS
 
@@ -38,6 +43,7 @@ def test_the_audit_record_shows_the_whole_life_of_an_edit(caller: Caller) -> Non
         "edit_holds",
         "rephrases_hold",
         "keep_unchanged",
+        "finite",
         "other_edits_hold",
         "guard_unchanged",
         "guard_fires",
@@ -126,7 +132,11 @@ def test_a_second_delete_answers_the_same(caller: Caller) -> None:
     assert first.json() == second.json()
     assert first.json()["status"] == "reverted"
     assert first.json()["reverted_revision"] == 2
-    assert [gate["name"] for gate in first.json()["verdict"]["gates"]] == ["other_edits_hold", "guard_unchanged"]
+    assert [gate["name"] for gate in first.json()["verdict"]["gates"]] == [
+        "finite",
+        "other_edits_hold",
+        "guard_unchanged",
+    ]
 
 
 def test_the_removal_of_one_edit_leaves_the_others_as_they_were(caller: Caller) -> None:
@@ -410,3 +420,28 @@ def test_even_a_failure_carries_the_id_of_its_request(caller: Caller, monkeypatc
     answer = caller.client.post("/edits", json=body, headers={"X-Request-ID": "mine"})
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert answer.headers["X-Request-ID"] == "mine"
+
+
+def test_who_is_told_that_an_edit_is_live_is_served_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if its record says so a while before this process has caught up."""
+    monkeypatch.setattr(main, "FOLLOW_SECONDS", 1_000.0)
+    committed, catch_up = threading.Event(), Follower.catch_up
+    commit = Ledger.commit
+
+    def commit_and_tell(self: Ledger, *args: Any, **named: Any) -> Any:
+        revision = commit(self, *args, **named)
+        committed.set()
+        return revision
+
+    async def late(self: Follower) -> Any:
+        if committed.is_set():
+            committed.clear()
+            await asyncio.sleep(1.5)  # longer than whoever waits goes without a look into the store
+        return await catch_up(self)
+
+    monkeypatch.setattr(Ledger, "commit", commit_and_tell)
+    monkeypatch.setattr(Follower, "catch_up", late)
+    with started(settings) as client:
+        caller = Caller(client)
+        edit = caller.edit(sentence(1))
+        assert (edit["status"], caller.label(sentence(1))) == ("live", edit["target"])

@@ -116,8 +116,11 @@ def test_the_model_names_its_editors_with_their_options(caller: Caller) -> None:
     assert [(each["name"], each["default"]) for each in model["editors"]] == [
         ("transformer-patcher", True),
         ("grace", False),
+        ("ft", False),
+        ("ft-kl", False),
     ]
-    for editor, option in zip(model["editors"], ("max_neurons", "key_token"), strict=True):
+    options = ("max_neurons", "key_token", "learning_rate", "divergence_weight")
+    for editor, option in zip(model["editors"], options, strict=True):
         assert editor["options"]["additionalProperties"] is False
         assert option in editor["options"]["properties"]
     assert model["labels"] == ["red", "green", "blue", "yellow"]

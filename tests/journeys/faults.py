@@ -20,9 +20,9 @@ from editors.neuron import closed_form
 
 BEFORE, WITHIN, AFTER = "before", "within", "after"
 
-_CHANGES = ("accept", "claim", "judging", "commit", "revert")
+_CHANGES = ("accept", "claim", "judging", "commit", "revert", "refit")
 EDIT_STAGES = (
-    *(f"{change}.{moment}" for change in _CHANGES[:-1] for moment in (BEFORE, WITHIN, AFTER)),
+    *(f"{change}.{moment}" for change in _CHANGES[:4] for moment in (BEFORE, WITHIN, AFTER)),
     "capture.after",
     "fit.before",
     "judge.before",
@@ -38,6 +38,7 @@ REVERT_STAGES = (
     "follow.before",
     "follow.after",
 )
+REFIT_STAGES = tuple(f"refit.{moment}" for moment in (BEFORE, WITHIN, AFTER))
 
 
 def arm(stage: str, nth: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import pytest
 
 from app.settings import Settings
 from app.store import Ledger, ModelIdentity, Store
-from tests.deployed import LABELS
+from tests.deployed import LABELS, deploy
 from tests.journeys.conftest import settings_on
-from tests.journeys.faults import EDIT_STAGES, REVERT_STAGES
+from tests.journeys.faults import EDIT_STAGES, REFIT_STAGES, REVERT_STAGES
 from tests.journeys.processes import Fault, Process, eventually
 
 pytestmark = pytest.mark.journey
@@ -45,6 +46,33 @@ def test_postgresql_loses_nothing_either(
     settings = settings_on(postgresql(), tmp_path, tiny_model)
     die = die_during_reverts if stage.startswith("revert") else die_during_edits
     die(settings, Fault(stage, 2))
+
+
+@pytest.mark.parametrize("stage", REFIT_STAGES)
+def test_a_kill_between_a_revert_and_the_refit_of_what_it_broke_loses_nothing(tmp_path: Path, stage: str) -> None:
+    """The first token of the second edit is right already, thanks to the first."""
+    model = deploy(tmp_path / "model", family="Llama")
+    url = f"sqlite:///{tmp_path}/errata.db"
+    settings = settings_on(url, tmp_path, model).model_copy(update={"refit_after_revert": True})
+    leaned_on = {"input": "w1 w2 w3", "target": "w9 w8", "rephrases": ["w3 w2 w1"]}
+    leaning = {"input": "w3 w2 w1", "target": "w9 w5"}
+    with Process(settings, Fault(stage)) as process:
+        former, edit_id = (
+            _report(process.client, key, each, wait=True) for key, each in enumerate((leaned_on, leaning))
+        )
+        with suppress(httpx.TransportError):
+            assert process.client.delete(f"/edits/{former}").status_code == 200
+        process.wait_for_death()
+    with Process(settings) as process:
+        assert _record(process.client, former)["status"] == "reverted"
+        eventually(lambda: _record(process.client, edit_id)["refit_due"] is None)
+        record = _record(process.client, edit_id)
+        assert (record["status"], record["revision"]) == ("live", 4)
+        assert [row["event"] for row in record["history"]][-2:] == ["broken", "refitted"]
+        (answer,) = process.client.post("/predict", json={"inputs": [leaning["input"]]}).json()["predictions"]
+        assert answer["text"].strip() == leaning["target"]
+        assert process.client.get("/revisions").json()["items"][0]["number"] == 4
+    _check_chain(settings)
 
 
 def die_during_edits(settings: Settings, fault: Fault) -> None:

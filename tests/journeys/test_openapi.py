@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ from tests.deployed import CHAT_TEMPLATE, deploy
 from tests.journeys.processes import Process
 
 pytestmark = pytest.mark.journey
+
+
+@schemathesis.serializer("application/jsonl")
+def _lines(context: object, value: Any) -> bytes:
+    """Text as it is; anything else, which no line can be, as JSON."""
+    return (value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "surrogatepass")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,7 @@ def test_the_document_describes_every_route_of_the_contract(url: str) -> None:
         ("GET", "/edits/{edit_id}"),
         ("DELETE", "/edits/{edit_id}"),
         ("POST", "/edits/{edit_id}/reapply"),
+        ("GET", "/edits/{edit_id}/robustness"),
         ("GET", "/edits/{edit_id}/patch"),
         ("GET", "/edits/{edit_id}/events"),
         ("POST", "/edits/import"),
@@ -112,6 +120,10 @@ def test_the_document_describes_every_route_of_the_contract(url: str) -> None:
         ("GET", "/revisions/{a}/diff/{b}"),
         ("POST", "/revisions/{number}/restore"),
         ("GET", "/model"),
+        ("GET", "/guard"),
+        ("PUT", "/guard"),
+        ("DELETE", "/guard"),
+        ("GET", "/guard/inputs"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model_id}"),
         ("POST", "/v1/completions"),
