@@ -27,7 +27,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def settings(tmp_path: Path, folder: Path) -> Settings:
     """A service that remembers ten texts, guards twenty others, and lets patches through that change some of them."""
-    lenient = {"guard_required": 0.0, "guard_fires_allowed": 1.0, "new_tokens": 12}
+    lenient = {"guard_required": 0.0, "guard_fires_allowed": 1.0, "new_tokens": 12, "judge_rounds": 1}
     files = {"memory_file": KNOWN[:10], "guard_file": KNOWN[10:]}
     for name, texts in files.items():
         (tmp_path / name).write_text("".join(json.dumps({"input": text}) + "\n" for text in texts))
@@ -153,7 +153,7 @@ def test_what_leaned_on_a_replaced_edit_is_mended_by_its_successor(client: TestC
 def test_the_guard_gate_lists_exactly_what_is_written_otherwise(client: TestClient) -> None:
     seen: set[str] = set()
     for number in range(6):
-        record = edit(client, sentence(number), f"w{number + 50}")
+        record = edit(client, sentence(number), f"w{number + 50}", options={"threshold": 0.0})
         gate = next(each for each in record["verdict"]["gates"] if each["name"] == "guard_unchanged")
         now, bare = said(client, *KNOWN[10:]), said(client, *KNOWN[10:], edits="off")
         changed = {text: old for text, new, old in zip(KNOWN[10:], now, bare, strict=True) if new != old}
