@@ -6,82 +6,28 @@ Whatever goes wrong, an edit ends in the store: live, rejected, failed, not need
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import structlog
-import torch
-from torch import Tensor
 
-from app.editing.outcome import Answers, Encoded
+from app.editing.learning import Attempt, Cancelled, Candidate, Learning, evidence, learned
 from app.editing.workshop import Workshop
-from app.engine import Live, View
 from app.errors import ConflictingEdit, Unavailable
-from app.judge import Judged, Verdict
-from app.model import Encoding, Prediction
 from app.observe import Metrics
-from app.store import Draft, EditRecord, Evidence, HeadMoved, Learned, QueueLock, Status
-from editors import codec
-from editors.errors import EditorError, FitFailed
-from editors.inside import Inside
-from editors.layers import LayerSite
-from editors.site import Site
-from editors.types import Fitted, Header, Patch, Problem, Reading, Remembered, Rows, Step
+from app.store import EditRecord, Evidence, HeadMoved, QueueLock, Status
+from editors.errors import EditorError
 
 IDLE_SECONDS = 1.0
 """How long the worker rests between two looks at an empty queue that nobody told it of."""
 
 NO_CONFLICT = "no_conflict"
 """The gate of an edit whose input got another answer, by an edit that went live first."""
-TOKENS_A_SLICE = 512
-"""Tokens of an edit's texts that are run, with gradients, in one slice of a fit."""
 MOST_ATTEMPTS = 20
 """How often an edit is begun anew because something else changed the revision while it was worked on."""
 
 log = structlog.get_logger()
-
-
-class Cancelled(Exception):
-    """The edit was cancelled while it was worked on."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """One edit against one revision."""
-
-    record: EditRecord
-    live: Live
-    base: View  # what is live, without what the edit replaces
-    encoded: Encoded
-    before: Answers
-    site: Site | LayerSite  # where the patch will meet the model
-    reading: Reading  # of the input and the rephrases, unpatched
-    under: Reading  # of the same, with the entries of inner layers that are live
-    replaced: str | None  # the edit whose patch this one's takes the place of; itself, if it is fitted again
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A fitted patch and its evidence."""
-
-    patch: Patch
-    fitted: Fitted
-    round: int
-    seconds: float  # of all rounds so far
-    memory_rows: int
-    after: Answers
-    judged: Judged
-    verdict: Verdict
-
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """The lower, the better: a patch that passes, and of these the one that disturbs least."""
-        return not self.verdict.passed, self.judged.disturbed
 
 
 class Worker:
@@ -90,12 +36,12 @@ class Worker:
     def __init__(self, shop: Workshop, metrics: Metrics, *, rounds: int) -> None:
         self._shop = shop
         self._metrics = metrics
-        self._rounds = rounds
         self._wake = asyncio.Event()
         self._stopping = False
         self._abandoned = False  # whether an edit was left in work here because its end could not be recorded
         self._in_hand: str | None = None
         self._cancelled = False  # whether the edit in hand was
+        self._learning = Learning(shop, metrics, rounds=rounds, cancelled=lambda: self._cancelled)
 
     def wake(self) -> None:
         """There is an edit in the queue."""
@@ -179,8 +125,7 @@ class Worker:
             except Cancelled:
                 return Status.CANCELLED
             except ConflictingEdit as error:
-                evidence = Evidence(verdict=_conflict_verdict(error))
-                return await self._finish(record, Status.REJECTED, evidence)
+                return await self._finish(record, Status.REJECTED, Evidence(verdict=_conflict_verdict(error)))
             except EditorError as error:
                 return await self._fail(record, str(error))
         return await self._fail(record, f"The revision moved on during each of {MOST_ATTEMPTS} attempts.")
@@ -192,7 +137,7 @@ class Worker:
             if record is None:
                 return False
             self._in_hand, self._cancelled = None, False
-            refused, verdict = await self._refitted(record)
+            refused, verdict = await self._refitted_or_not(record)
             if refused is not None:
                 ledger = self._shop.ledger
                 await asyncio.to_thread(ledger.refit_failed, record.id, reason=refused, verdict=verdict)
@@ -203,19 +148,28 @@ class Worker:
         log.info("edit fitted again", edit_id=record.id, refused=refused)
         return True
 
+    async def _refitted_or_not(self, record: EditRecord) -> tuple[str | None, Mapping[str, Any] | None]:
+        try:
+            return await self._refitted(record)
+        except Unavailable:
+            raise
+        except Exception as error:  # the job boundary: recorded, and not tried for ever
+            log.exception("an edit could not be fitted again", edit_id=record.id)
+            return f"The service failed: {type(error).__name__}: {error}", None
+
     async def _refitted(self, record: EditRecord) -> tuple[str | None, Mapping[str, Any] | None]:
         """Why an edit could not be fitted again, and the verdict on what was tried; None if it was, or has left."""
         for _ in range(MOST_ATTEMPTS):
             try:
-                attempt = await self._capture(record, replaced=record.id)
+                attempt = await self._learning.capture(record, replaced=record.id)
                 if attempt.before.prediction.says(record.draft.target):
                     return "It holds again; there was nothing to fit.", None
-                candidate = await self._fit_and_judge(attempt)
+                candidate = await self._learning.fit_and_judge(attempt)
                 if not candidate.verdict.passed:
                     named = ", ".join(gate.name for gate in candidate.verdict.failed_gates())
                     return f"It did not pass: {named}.", candidate.verdict.as_json()
-                learned, head = _learned(attempt, candidate), attempt.live.revision
-                await asyncio.to_thread(self._shop.ledger.refit, record.id, learned, expected_head=head)
+                patch, head = learned(attempt, candidate), attempt.live.revision
+                await asyncio.to_thread(self._shop.ledger.refit, record.id, patch, expected_head=head)
                 await self._shop.follower.catch_up()
             except HeadMoved:
                 record = await asyncio.to_thread(self._shop.ledger.edit, record.id)
@@ -228,276 +182,42 @@ class Worker:
         return f"The revision moved on during each of {MOST_ATTEMPTS} attempts.", None
 
     async def _attempt(self, record: EditRecord) -> Status:
-        attempt = await self._capture(record, replaced=record.draft.supersedes)
+        attempt = await self._learning.capture(record, replaced=record.draft.supersedes)
         _check_conflicts(attempt)
         if attempt.before.prediction.says(record.draft.target):
             before = attempt.before.as_json()
             return await self._finish(record, Status.NOT_NEEDED, Evidence(before=before, after=before))
-        candidate = await self._fit_and_judge(attempt)
+        candidate = await self._learning.fit_and_judge(attempt)
         if not candidate.verdict.passed:
-            return await self._finish(record, Status.REJECTED, _evidence(attempt, candidate))
+            return await self._finish(record, Status.REJECTED, evidence(attempt, candidate))
         if record.draft.dry_run:
-            return await self._finish(record, Status.DRY_RUN, _evidence(attempt, candidate))
+            return await self._finish(record, Status.DRY_RUN, evidence(attempt, candidate))
         return await self._commit(attempt, candidate)
 
-    async def _capture(self, record: EditRecord, *, replaced: str | None) -> _Attempt:
-        """What the editor and the judge need of the edit's texts: one forward pass of each."""
-        await self._shop.guarding.catch_up()
-        with self._metrics.edit_seconds.labels("capture").time():
-            live = await self._shop.follower.catch_up()
-            encoded = Encoded.of(self._shop.engine.model, record.draft)
-            before = await self._shop.answers(encoded, live.view())
-            site = self._shop.site(record.draft)
-            texts = [encoded.input, *encoded.rephrases]
-            keys_at = {each.name: each for each in (*live.overlay.layer_sites(), site) if isinstance(each, LayerSite)}
-            read = await self._shop.engine.read(texts, encoded.wanted, keys_at=list(keys_at.values()))
-            base = View(live.revision, live.overlay, self._shop.beside(replaced, live), live.edit_ids)
-            under = read
-            if live.overlay.visited(base.alive):
-                under = await self._shop.engine.read(texts, encoded.wanted, view=base)
-        return _Attempt(record, live, base, encoded, before, site, read.reading, under.reading, replaced)
-
-    async def _fit_and_judge(self, attempt: _Attempt) -> _Candidate:
-        """Fit; where anything is disturbed, remember it and fit again, so many rounds at most. The best is returned."""
-        started = time.monotonic()
-        problem = await self._problem(attempt)
-        best: _Candidate | None = None
-        for round_number in range(1, self._rounds + 1):
-            try:
-                with self._metrics.edit_seconds.labels("fit").time():
-                    fitted = await self._fit(attempt, problem, round_number)
-            except FitFailed:  # with what was disturbed it cannot be learned: what was learned before stands
-                if best is None:
-                    raise
-                break
-            patch = self._patch(attempt, fitted)
-            if best is None and attempt.replaced != attempt.record.id:
-                await self._judging(attempt.record.id)
-            with self._metrics.edit_seconds.labels("judge").time():
-                after, judged, verdict = await self._judged(attempt, patch)
-            candidate = _Candidate(
-                patch,
-                fitted,
-                round_number,
-                time.monotonic() - started,
-                _count_remembered(problem),
-                after,
-                judged,
-                verdict,
-            )
-            if best is None or candidate.rank < best.rank:
-                best = candidate
-            if not len(judged.rows) or (verdict.passed and not judged.disturbed):
-                break
-            problem = await self._remembering(problem, judged, attempt.site)
-        assert best is not None
-        if best is not candidate:
-            await self._shop.judged(self._shop.judge.forget())
-        return best
-
-    async def _judging(self, edit_id: str) -> None:
-        """The fit is over. Raises Cancelled if nobody wants it any more."""
-        if not await asyncio.to_thread(self._shop.ledger.judging, edit_id):
-            raise Cancelled
-        self._shop.listeners.tell(edit_id)
-
-    async def _remembering(self, problem: Problem, judged: Judged, site: Site | LayerSite) -> Problem:
-        """The problem with what was disturbed among what is remembered, whatever answer it wants."""
-        remembered = list(problem.remembered)
-        if isinstance(site, LayerSite):
-            remembered += await self._shop.judged(self._disturbed(judged, site))
-        return replace(problem, memory=[*problem.memory, judged.rows], remembered=remembered)
-
-    def _disturbed(self, judged: Judged, site: LayerSite) -> Generator[None, None, list[Remembered]]:
-        parts = []
-        for offended in judged.offended:
-            keys = (yield from offended.texts.keys(site, self._shop.engine.model))[offended.numbers]
-            parts.append(Remembered(keys, torch.ones_like(offended.numbers).bool()))
-        return parts
-
-    async def _problem(self, attempt: _Attempt) -> Problem:
-        """What the editor is given; all of it is put together on the device thread, where the rows are."""
-        return await self._shop.judged(self._put_together(attempt))
-
-    def _put_together(self, attempt: _Attempt) -> Generator[None, None, Problem]:
-        shop, live, base, draft = self._shop, attempt.live, attempt.base, attempt.record.draft
-        earlier = [edit_id for edit_id in live.live_edits() if edit_id != attempt.replaced]
-        rows, positions = attempt.under.rows, attempt.under.positions()
-        if attempt.replaced is not None:  # others may have been fitted while what is replaced held them, too
-            exempt = shop.exempt(draft, live, replaced=attempt.replaced)
-            leaning = yield from shop.judge.leaning_on(live, base.alive, exempt=exempt)
-            rows, positions = Rows.join([rows, leaning]), torch.cat([positions, -1 - torch.arange(len(leaning))])
-        edits = yield from shop.judge.rows_of(live, earlier)
-        memory = shop.memory.base()
-        insides, remembered = yield from self._insides(attempt, earlier)
-        return Problem(
-            Rows(rows.queries, base.add(rows.queries, rows.residuals), rows.labels),
-            positions.to(rows.labels.device),
-            [_others(part, rows) for part in (*memory, edits)],
-            shop.engine.readout,
-            moments=shop.memory.moments(memory),
-            inside=insides[0]() if insides else None,
-            further=insides[1:],
-            remembered=remembered,
-            features=shop.engine.model.features,
-            add=base.add,
-        )
-
-    def _insides(
-        self, attempt: _Attempt, earlier: Sequence[str]
-    ) -> Generator[None, None, tuple[list[Callable[[], Inside]], list[Remembered]]]:
-        """The edit's texts at the layer that its editor has chosen, piece by piece, and what is remembered there."""
-        model, encoded, site, base = self._shop.engine.model, attempt.encoded, attempt.site, attempt.base
-        if not isinstance(site, LayerSite):
-            return [], []
-        remembered = yield from self._shop.memory.keys(site, model, encoded.wanted[0], earlier)
-        pieces = _pieces([encoded.input, *encoded.rephrases], encoded.wanted)
-        return [partial(model.inside, *piece, site, base.add) for piece in pieces], remembered
-
-    async def _fit(self, attempt: _Attempt, problem: Problem, round_number: int) -> Fitted:
-        draft = attempt.record.draft
-        editor = self._shop.editor(draft.editor)
-        options = self._shop.options(draft.editor, draft.options)
-        loop = asyncio.get_running_loop()
-        edit_id = attempt.record.id
-
-        def on_slice(step: Step) -> None:
-            if self._cancelled:
-                raise Cancelled
-            progress = {"round": round_number, "step": step.number, "loss": step.loss, "losses": dict(step.losses)}
-            loop.call_soon_threadsafe(self._shop.listeners.tell, edit_id, progress)
-
-        return await self._shop.engine.work(editor.fit(problem, options), on_slice)
-
-    def _patch(self, attempt: _Attempt, fitted: Fitted) -> Patch:
-        """The patch as it will be stored and served: what is judged is what its bytes say."""
-        model, editor = self._shop.engine.model, self._shop.editor(attempt.record.draft.editor)
-        header = Header(editor.name, editor.version, model.fingerprint, attempt.site.name, model.dtype)
-        return codec.decode(codec.encode(Patch(header, fitted.tensors)))
-
-    async def _judged(self, attempt: _Attempt, patch: Patch) -> tuple[Answers, Judged, Verdict]:
-        draft, live = attempt.record.draft, attempt.live
-        exempt = self._shop.exempt(draft, live, replaced=attempt.replaced)
-        view = View(
-            live.revision + 1,
-            live.overlay.extend([patch]),
-            torch.cat([attempt.base.alive, torch.ones(1, dtype=torch.bool)]),
-            (*live.edit_ids, attempt.record.id),
-        )
-        after = await self._shop.answers(attempt.encoded, view)
-        judging = self._shop.judge.of_patch(
-            live,
-            view,
-            exempt=exempt,
-            own=attempt.reading.of_text(0),
-            required=self._shop.required(draft),
-            spoilt=_spoilt(draft, after),
-        )
-        judged = await self._shop.judged(judging)
-        gates = self._shop.own_gates(draft, attempt.before, after)
-        return after, judged, judged.verdict.with_gates(gates)
-
-    async def _commit(self, attempt: _Attempt, candidate: _Candidate) -> Status:
+    async def _commit(self, attempt: Attempt, candidate: Candidate) -> Status:
         with self._metrics.edit_seconds.labels("commit").time():
-            learned = _learned(attempt, candidate)
-            revision = await asyncio.to_thread(
-                self._shop.ledger.commit, attempt.record.id, learned, expected_head=attempt.live.revision
-            )
+            patch, head = learned(attempt, candidate), attempt.live.revision
+            revision = await asyncio.to_thread(self._shop.ledger.commit, attempt.record.id, patch, expected_head=head)
             if revision is None:
                 return Status.CANCELLED
             await self._shop.follower.catch_up()
         return Status.LIVE
 
-    async def _finish(self, record: EditRecord, status: Status, evidence: Evidence) -> Status:
-        detail = {"reason": evidence.failure} if evidence.failure else {}
-        done = await asyncio.to_thread(self._shop.ledger.finish, record.id, status, evidence, detail=detail)
+    async def _finish(self, record: EditRecord, status: Status, found: Evidence) -> Status:
+        detail = {"reason": found.failure} if found.failure else {}
+        done = await asyncio.to_thread(self._shop.ledger.finish, record.id, status, found, detail=detail)
         return status if done else Status.CANCELLED
 
     async def _fail(self, record: EditRecord, reason: str) -> Status:
         return await self._finish(record, Status.FAILED, Evidence(failure=reason))
 
 
-def _check_conflicts(attempt: _Attempt) -> None:
+def _check_conflicts(attempt: Attempt) -> None:
     """Raise ConflictingEdit if an edit that wants another answer for the same input went live since the report."""
     draft = attempt.record.draft
     found = attempt.live.conflicting(draft.input_key, draft.target, besides=attempt.replaced)
     if found:
         raise ConflictingEdit(f"Another answer for this input is live: {', '.join(found)}.", found)
-
-
-def _others(memory: Rows, edit: Rows) -> Rows:
-    """Memory without the edit's own rows: what was answered to the mistake is nothing to keep."""
-    if not len(memory):
-        return memory
-    near = 1e-4 * edit.queries.float().norm(dim=-1).amax()
-    distances = torch.cdist(memory.queries.float(), edit.queries.float())
-    same = (distances <= near) & (memory.labels.unsqueeze(-1) != edit.labels)
-    own = same.any(-1)
-    return memory[~own] if bool(own.any()) else memory
-
-
-def _pieces(texts: Sequence[Encoding], wanted: Sequence[Tensor]) -> list[tuple[Sequence[Encoding], Sequence[Tensor]]]:
-    """Texts in their order, as many together as a slice of a fit should run; one at least."""
-    starts, tokens = [0], 0
-    for index, (text, answer) in enumerate(zip(texts, wanted, strict=True)):
-        tokens += len(text) + len(answer)
-        if tokens > TOKENS_A_SLICE and index > starts[-1]:
-            starts.append(index)
-            tokens = len(text) + len(answer)
-    ends = [*starts[1:], len(texts)]
-    return [(texts[start:end], wanted[start:end]) for start, end in zip(starts, ends, strict=True)]
-
-
-def _count_remembered(problem: Problem) -> int:
-    """How many rows, or keys, the fit stays clear of."""
-    if problem.inside is not None:
-        return sum(len(part.keys) for part in problem.remembered)
-    return sum(len(part) for part in problem.memory)
-
-
-def _evidence(attempt: _Attempt, candidate: _Candidate) -> Evidence:
-    return Evidence(
-        before=attempt.before.as_json(),
-        after=None if _spoilt(attempt.record.draft, candidate.after) else candidate.after.as_json(),
-        verdict=candidate.verdict.as_json(),
-        fit=_fit_record(candidate),
-    )
-
-
-def _spoilt(draft: Draft, answers: Answers) -> list[str]:
-    """The texts of an edit that a classifier answers with NaN or infinity, which no record can hold."""
-    texts = [draft.input, *draft.rephrases, *draft.keep]
-    return [
-        text
-        for text, answer in zip(texts, answers.predictions, strict=True)
-        if isinstance(answer, Prediction) and not all(map(math.isfinite, answer.scores.values()))
-    ]
-
-
-def _learned(attempt: _Attempt, candidate: _Candidate) -> Learned:
-    data = codec.encode(candidate.patch)
-    return Learned(
-        patch=data,
-        sha256=codec.sha256(data),
-        format=codec.FORMAT,
-        before=attempt.before.as_json(),
-        after=candidate.after.as_json(),
-        verdict=candidate.verdict.as_json(),
-        fit=_fit_record(candidate),
-        activations=codec.encode_rows(attempt.reading.to(torch.device("cpu"))),
-    )
-
-
-def _fit_record(candidate: _Candidate) -> dict[str, Any]:
-    return {
-        "steps": candidate.fitted.steps,
-        "seconds": round(candidate.seconds, 6),
-        "loss": candidate.fitted.loss,
-        "parameters": candidate.patch.parameters,
-        "seed": 0,
-        "memory_rows": candidate.memory_rows,
-        "rounds": candidate.round,
-    }
 
 
 def _conflict_verdict(error: ConflictingEdit) -> dict[str, Any]:
