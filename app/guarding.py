@@ -13,6 +13,7 @@ from typing import Literal
 import structlog
 
 from app.engine import Engine
+from app.errors import Unavailable, Unprocessable
 from app.memory import Guard, Known, KnownInput, Memory, parse
 from app.memory.known import check, numbered
 from app.store import GuardRecord, Ledger
@@ -47,17 +48,28 @@ class Guarding:
     """The guard of one model in one process. Used from the event loop."""
 
     def __init__(
-        self, ledger: Ledger, engine: Engine, memory: Memory, learn: Learn, *, source: Source, limit: int
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        memory: Memory,
+        learn: Learn,
+        *,
+        source: Source,
+        limit: int,
+        max_characters: int,
     ) -> None:
-        """learn: what the unedited model makes of inputs. source: where the guard of `memory` came from."""
+        """learn: what the unedited model makes of inputs. source: where the guard of `memory` came from. limit: inputs
+        that are taken, of so many characters each.
+        """
         self._ledger = ledger
         self._engine = engine
         self._memory = memory
         self._learn = learn
         self._of_files, self._source = memory.guard, source
         self._limit = limit
+        self._max_characters = max_characters
         self._number = 0
-        self._one_at_a_time = asyncio.Lock()
+        self._stopping = False
         self._wake, self._changed = asyncio.Event(), asyncio.Event()
 
     async def put(self, content: bytes, *, actor: str) -> GuardRecord:
@@ -70,7 +82,7 @@ class Guarding:
     async def withdraw(self, *, actor: str) -> None:
         """Measure on the guard of the files again."""
         await asyncio.to_thread(self._ledger.withdraw_guard, actor=actor)
-        await self.catch_up()
+        self._wake.set()
 
     async def content(self) -> bytes:
         """The newest guard that was put, as it was put; nothing if there is none."""
@@ -85,28 +97,36 @@ class Guarding:
         return GuardState(self._source if record is None else "put", record, ready, in_use)
 
     async def catch_up(self) -> Guard:
-        """Measure on the newest guard of the ledger; returns it. A guard that is new is read first."""
-        async with self._one_at_a_time:
-            number = await asyncio.to_thread(self._ledger.guard_number)
-            if number != self._number:
-                record = await asyncio.to_thread(self._ledger.guard)
-                self._memory.guard = self._of_files if record is None else await self._read(record)
-                self._number = number
-                self._changed.set()
-                self._changed.clear()
-                log.info("guard", number=number, inputs=len(self._memory.guard))
-            return self._memory.guard
+        """The newest guard of the ledger, as soon as it is read. Raises Unavailable when the service stops."""
+        while await asyncio.to_thread(self._ledger.guard_number) != self._number:
+            if self._stopping:
+                raise Unavailable("The service is stopping.")
+            self._wake.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), FOLLOWED_SECONDS)
+        return self._memory.guard
 
     async def follow(self, seconds: float) -> None:
-        """Catch up every so often, also with what other processes were told, until cancelled."""
-        while True:
-            try:
-                await self.catch_up()
-            except Exception:  # the job boundary: the database may be away for a while
-                log.exception("cannot follow the guard")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), seconds)
-            self._wake.clear()
+        """Read the newest guard, of whichever process, until cancelled; one that is replaced meanwhile is let go."""
+        taking: tuple[int, asyncio.Task[None]] | None = None
+        try:
+            while True:
+                number = await self._newest()
+                if number != self._number and (taking is None or taking[0] != number or taking[1].done()):
+                    if taking is not None:
+                        taking[1].cancel()
+                    taking = number, asyncio.create_task(self._take_up(number))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), seconds)
+                self._wake.clear()
+        finally:
+            if taking is not None:
+                taking[1].cancel()
+
+    def stop(self) -> None:
+        """Let go of whoever waits for a guard."""
+        self._stopping = True
+        self._changed.set()
 
     async def wait(self, seconds: float) -> None:
         """Return when the newest guard is in use, or when the time is over."""
@@ -115,8 +135,34 @@ class Guarding:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), min(left, FOLLOWED_SECONDS))
 
+    async def _newest(self) -> int:
+        try:
+            return await asyncio.to_thread(self._ledger.guard_number)
+        except Exception:  # the job boundary: the database may be away for a while
+            log.exception("cannot follow the guard")
+            return self._number
+
+    async def _take_up(self, number: int) -> None:
+        try:
+            record = await asyncio.to_thread(self._ledger.guard)
+            self._memory.guard = self._of_files if record is None else await self._read(record)
+            self._number = number
+        except Exception:  # the job boundary: it is tried again
+            log.exception("cannot read the guard", number=number)
+            return
+        self._changed.set()
+        if not self._stopping:
+            self._changed.clear()
+        log.info("guard", number=number, inputs=len(self._memory.guard))
+
     def _parsed(self, content: bytes) -> list[KnownInput]:
         inputs = numbered(content, limit=self._limit)
+        if not inputs:
+            raise Unprocessable("There are no inputs. DELETE /guard goes back to the guard of the service's files.")
+        for number, each in inputs.items():
+            if len(each.input) > self._max_characters:
+                held = f"{len(each.input)} characters; at most {self._max_characters}"
+                raise Unprocessable(f"line {number}: the input has {held} are taken.")
         check(self._engine.model, inputs)
         return list(inputs.values())
 

@@ -97,6 +97,7 @@ async def _run(settings: Settings, service: Service, stopping: asyncio.Event) ->
         log.info("ready", model=engine.model.name, revision=live.revision)
         await stopping.wait()
         service.close()
+        parts.serving.guarding.stop()
         parts.worker.stop()
         await working
         for task in beside:
@@ -228,7 +229,15 @@ async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Me
     known = await read(loaded.known)
     guard = known if loaded.guard == loaded.known else await read(loaded.guard)
     memory = Memory(known, Guard.of(guard), traffic, limit=settings.max_memory_rows)
-    guarding = Guarding(ledger, engine, memory, read, source=loaded.guard_source, limit=settings.max_guard_rows)
+    guarding = Guarding(
+        ledger,
+        engine,
+        memory,
+        read,
+        source=loaded.guard_source,
+        limit=settings.max_guard_rows,
+        max_characters=settings.max_input_characters,
+    )
     follower = Follower(ledger, engine, memory, every, metrics)
     judge = Judge(memory, model, _required(settings))
     hits = Hits(ledger)

@@ -131,6 +131,7 @@ def guard_facts(seen: Json | None) -> Table | None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
+    grid.add_row("from", plain(f"number {seen['number']} of those that were put" if seen["number"] else "a file"))
     grid.add_row("inputs", plain(f"{seen['inputs']}, of which the unedited model gets {seen['right']} right"))
     grid.add_row("correlation", plain(_measure(same["pearson"])))
     names = ("right_to_wrong", "wrong_to_right", "wrong_to_other_wrong")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from app.editing.events import Event
@@ -22,6 +22,7 @@ from app.errors import (
     NotLive,
     NotReverted,
     RevisionMoved,
+    Unavailable,
     UnknownEdit,
     Unprocessable,
 )
@@ -42,6 +43,8 @@ from app.store import (
 
 NAMED = 3
 """Edits named in the sentence of a rejection; the document lists all."""
+GUARD_SECONDS = 5
+"""How long a re-apply waits for a guard that is being read."""
 POLL_SECONDS = 1.0
 """How often somebody who waits looks into the store, for the case that another process does the work."""
 
@@ -182,6 +185,7 @@ class Editing:
                 return record
             if record.status is not Status.REVERTED:
                 raise NotReverted(f"Edit {edit_id} is {record.status.value}; only a reverted edit can be re-applied.")
+            self._check_baseline(record.draft.editor)
             live = await self._caught_up(if_match)
             try:
                 after, verdict = await self._judge_again(record, live)
@@ -247,8 +251,8 @@ class Editing:
             )
         target = self._shop.engine.model.target(report.target)
         name = self._default_editor if report.editor is None else report.editor
-        if self._shop.editor(name).baseline and not (self._baselines or report.dry_run):
-            raise BaselineEditor(name)
+        if not report.dry_run:
+            self._check_baseline(name)
         options = self._shop.options(name, report.options or {})
         return Draft(
             input=report.input,
@@ -264,6 +268,11 @@ class Editing:
             supersedes=report.supersedes,
             required=given,
         )
+
+    def _check_baseline(self, editor: str) -> None:
+        """Raise BaselineEditor for one whose edits may not go live."""
+        if self._shop.editor(editor).baseline and not self._baselines:
+            raise BaselineEditor(editor)
 
     async def _caught_up(self, if_match: int | None) -> Live:
         live = await self._shop.follower.catch_up()
@@ -300,14 +309,21 @@ class Editing:
         if broken and self._refits:
             self._worker.wake()
 
+    async def _guarded(self) -> None:
+        """Return when the newest guard is in use. Raises Unavailable if that takes long."""
+        await self._shop.guarding.wait(GUARD_SECONDS)
+        if not (await self._shop.guarding.state()).ready:
+            raise Unavailable("The model is still reading the guard.", headers={"Retry-After": str(GUARD_SECONDS)})
+
     async def _judge_again(self, record: EditRecord, live: Live) -> tuple[Answers, Verdict]:
-        await self._shop.guarding.catch_up()
+        await self._guarded()
         draft = record.draft
         alive = self._shop.beside(draft.supersedes, live)
         coming = live.patch_of(record.id)
         assert coming is not None, "an edit that was live has a patch"
         alive[coming] = True
         exempt = self._shop.exempt(draft, live, replaced=draft.supersedes)
+        exempt = replace(exempt, edit_ids=exempt.edit_ids | {record.id})
         encoded = Encoded.of(self._shop.engine.model, draft)
         before = await self._shop.answers(encoded, live.view())
         after = await self._shop.answers(encoded, View(live.revision, live.overlay, alive, live.edit_ids))

@@ -141,6 +141,9 @@ class Worker:
             if refused is not None:
                 ledger = self._shop.ledger
                 await asyncio.to_thread(ledger.refit_failed, record.id, reason=refused, verdict=verdict)
+        except Unavailable as error:
+            log.warning("an edit is still to be fitted again", reason=str(error))
+            return False
         except Exception:  # the job boundary: what is due stays due
             log.exception("cannot fit an edit again")
             return False

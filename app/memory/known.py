@@ -5,6 +5,8 @@ Read once a model, and kept on disk under the fingerprint of the model and the l
 
 from __future__ import annotations
 
+import asyncio
+import codecs
 import hashlib
 import json
 import os
@@ -32,6 +34,8 @@ log = structlog.get_logger()
 
 KEYS = "keys "
 """What the names of tensors that hold keys begin with; then comes the site's."""
+TEXTS_A_TURN = 64
+"""Texts that are answered at a time; requests that came meanwhile are answered before the next."""
 FORMAT = 2
 """Of the files in the cache."""
 
@@ -100,7 +104,7 @@ def parse(content: bytes, *, limit: int) -> list[KnownInput]:
 def numbered(content: bytes, *, limit: int) -> dict[int, KnownInput]:
     """JSON Lines as inputs by the numbers of their lines, from 1. Raises Unprocessable naming the line."""
     inputs: dict[int, KnownInput] = {}
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -145,12 +149,12 @@ async def learn(
     described = [FORMAT, engine.model.fingerprint, lines, repr(decoding), sites]
     kept = cache / f"{hashlib.sha256(json.dumps(described).encode()).hexdigest()}.safetensors"
     if kept.exists():
-        tensors = load_file(kept)
+        tensors = await asyncio.to_thread(load_file, kept)
     else:
         log.info("reading inputs whose answers are known", inputs=len(inputs))
         tensors = await _read_all(engine, inputs, decoding, keys_at)
-        _save(tensors, kept)
-    return _known([each.input for each in inputs], tensors, engine.model)
+        await asyncio.to_thread(_save, tensors, kept)
+    return await asyncio.to_thread(_known, [each.input for each in inputs], tensors, engine.model)
 
 
 async def _read_all(
@@ -189,14 +193,23 @@ async def _wanted(
     """What each input should be fed: its target, or what is answered; None for a target that cannot be an answer."""
     wanted: list[Tensor | None] = [None] * len(inputs)
     unsaid = [index for index, each in enumerate(inputs) if each.target is None]
-    answers = await engine.answer([encodings[index] for index in unsaid], engine.live.bare(), decoding=decoding)
-    for index, answer in zip(unsaid, answers, strict=True):
-        wanted[index] = engine.model.answered(answer.output)
+    for start in range(0, len(unsaid), TEXTS_A_TURN):
+        turn = unsaid[start : start + TEXTS_A_TURN]
+        answers = await engine.answer([encodings[index] for index in turn], engine.live.bare(), decoding=decoding)
+        for index, answer in zip(turn, answers, strict=True):
+            wanted[index] = engine.model.answered(answer.output)
+    await asyncio.to_thread(_fill, wanted, inputs, encodings, engine.model)
+    return wanted
+
+
+def _fill(
+    wanted: list[Tensor | None], inputs: Sequence[KnownInput], encodings: Sequence[Encoding], model: Model
+) -> None:
+    """Set the targets that are given and can be an answer."""
     for index, each in enumerate(inputs):
         if each.target is not None:
             with suppress(Unprocessable):
-                wanted[index] = engine.model.wanted(encodings[index], each.target)
-    return wanted
+                wanted[index] = model.wanted(encodings[index], each.target)
 
 
 def sureness(rows: Rows, readout: Readout) -> Generator[None, None, dict[str, Tensor]]:

@@ -15,6 +15,8 @@ from app.routes.service import Actor, Engine, Guarding, Wait
 router = APIRouter(prefix="/guard", tags=["guard"])
 
 JSON_LINES = "application/jsonl"
+SECONDS_TO_GO_BACK = 2.0
+"""The guard of the files is at hand, so that nobody waits longer for it."""
 
 
 class GuardOut(BaseModel):
@@ -78,9 +80,10 @@ async def put(
 
 
 @router.delete("", responses=problems())
-async def withdraw(response: Response, guarding: Guarding, engine: Engine, actor: Actor) -> GuardOut:
+async def withdraw(response: Response, guarding: Guarding, engine: Engine, actor: Actor, wait: Wait) -> GuardOut:
     """Measure edits on the guard of the files again. What was put stays in the history."""
     await guarding.withdraw(actor=actor)
+    await guarding.wait(max(wait, SECONDS_TO_GO_BACK))
     response.headers["X-Model-Revision"] = str(engine.live.revision)
     return GuardOut.of(await guarding.state())
 

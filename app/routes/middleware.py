@@ -10,6 +10,7 @@ from uuid import uuid4
 import structlog
 from anyio import BrokenResourceError, ClosedResourceError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLarge, ServiceError, Unavailable
@@ -91,7 +92,11 @@ class BoundedBody:
             return
         limit = self._larger.get(scope["path"], self._limit)
         declared = Headers(scope=scope).get("content-length", "0")
-        body = None if declared.isdecimal() and int(declared) > limit else await _read(receive, limit)
+        try:
+            body = None if declared.isdecimal() and int(declared) > limit else await _read(receive, limit)
+        except ClientDisconnect:
+            log.debug("the client went away", path=scope["path"])
+            return
         if body is None:
             error = BodyTooLarge(f"The body is larger than {limit} bytes.")
             await error_at(scope["path"], error)(scope, receive, send)
@@ -100,13 +105,16 @@ class BoundedBody:
 
 
 async def _read(receive: Receive, limit: int) -> bytes | None:
-    """The whole body; None if there is more than `limit`."""
+    """The whole body; None if there is more than `limit`.
+
+    Raises ClientDisconnect for one that breaks off: the part that came may read as something whole.
+    """
     parts: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return b"".join(parts)
+            raise ClientDisconnect
         part = message.get("body", b"")
         size += len(part)
         if size > limit:

@@ -152,13 +152,23 @@ def test_the_same_guard_put_twice_is_one(client: TestClient) -> None:
     assert put(client, inputs(sentence(10)))["number"] == 3
 
 
-def test_an_empty_body_is_a_guard_of_nothing(client: TestClient) -> None:
-    shown = put(client, b"")
-    assert (shown["source"], shown["number"], shown["inputs"], shown["ready"]) == ("put", 1, 0, True)
-    verdict = Caller(client).edit(sentence(1))["verdict"]
-    assert verdict["guard"]["inputs"] == 0
-    measured = {gate["name"]: gate["measured"] for gate in verdict["gates"]}
-    assert (measured["guard_unchanged"], measured["guard_fires"]) == (1.0, 0.0)
+@pytest.mark.parametrize("nothing", [b"", b"\n \n"])
+def test_a_guard_of_nothing_is_refused_since_it_would_guard_nothing(client: TestClient, nothing: bytes) -> None:
+    answer = client.put("/guard", content=nothing, headers=WAIT)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert "DELETE /guard" in answer.json()["detail"]
+    assert (guard_of(client)["source"], guard_of(client)["inputs"]) == ("guard file", len(OF_THE_FILE))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(client: TestClient) -> None:
+    assert put(client, b"\xef\xbb\xbf" + inputs(sentence(4)))["inputs"] == 1
+
+
+def test_an_input_longer_than_texts_may_be_is_refused(client: TestClient, settings: Settings) -> None:
+    long = "w " * settings.max_input_characters
+    answer = client.put("/guard", content=inputs(sentence(4), long), headers=WAIT)
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("line 2: the input has ")
 
 
 GOOD = inputs(sentence(10))
@@ -304,3 +314,47 @@ def test_a_guard_that_live_edits_change_already_lets_edits_pass_that_leave_it_as
         (gate,) = [each for each in unrelated.json()["verdict"]["gates"] if each["name"] == "guard_unchanged"]
         assert (gate["measured"], gate["required"], gate["passed"]) == (0.5, 0.5, True)
         assert [failure["input"] for failure in gate["failures"]] == ["w1 w2 unheard"]
+
+
+def test_a_guard_whose_sender_breaks_off_is_not_taken_for_a_shorter_one(settings: Settings) -> None:
+    async def broken_off(receive_count: list[int]) -> dict[str, Any]:
+        receive_count.append(1)
+        if len(receive_count) == 1:
+            return {"type": "http.request", "body": inputs(sentence(4)), "more_body": True}
+        return {"type": "http.disconnect"}
+
+    with started(settings) as client:
+        before, counted, sent = guard_of(client), list[int](), list[Any]()
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "PUT", "path": "/guard"}
+        headers = [(b"content-length", b"5000"), (b"content-type", b"application/jsonl")]
+        whole = scope | {"raw_path": b"/guard", "query_string": b"", "headers": headers, "server": ("t", 80)}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        assert client.portal is not None
+        client.portal.call(client.app, whole, lambda: broken_off(counted), send)
+        assert (len(counted), sent) == (2, [])
+        assert guard_of(client) == before
+
+
+def test_predictions_and_a_stop_do_not_wait_for_a_guard_that_is_read(settings: Settings) -> None:
+    """Nor does the withdrawal of such a guard, nor another guard that takes its place."""
+    many = inputs(*(f"{sentence(number)} w{number % 97}" for number in range(3_000)))
+    with started(settings) as client:
+        assert client.put("/guard", content=many).json()["ready"] is False
+        seconds = []
+        for number in range(5):
+            began = time.monotonic()
+            Caller(client).label(sentence(number))
+            seconds.append(time.monotonic() - began)
+        assert not guard_of(client)["ready"], "the guard was read at once: this test would show nothing"
+        assert max(seconds) < 2
+        began = time.monotonic()
+        assert client.delete("/guard").json()["ready"] is True
+        assert put(client, inputs(sentence(4)))["ready"] is True
+        assert time.monotonic() - began < 5
+        assert client.put("/guard", content=many).json()["ready"] is False
+        client.post("/edits", json={"input": sentence(1), "target": Caller(client).mistaken(sentence(1))})
+        began = time.monotonic()
+    assert time.monotonic() - began < 5, "the service did not stop while a guard was read and an edit waited for it"
