@@ -116,3 +116,14 @@ def test_a_baseline_is_no_default_editor_unless_the_setting_allows_it(settings: 
 def test_the_model_says_which_editors_are_baselines(client: TestClient) -> None:
     shown = {each["name"]: each["baseline"] for each in client.get("/model").json()["editors"]}
     assert shown == {"transformer-patcher": False, "grace": False, "ft": True, "ft-kl": True}
+
+
+def test_a_baseline_does_not_come_back_where_baselines_may_not_go_live(tmp_path: Path, tiny_model: Path) -> None:
+    settings = settings_in(tmp_path, tiny_model, baselines=True, **LOOSE)
+    with started(settings) as client:
+        edit = Caller(client).edit(ASKED[0], editor="ft", options={"learning_rate": 0.01})
+        client.delete(f"/edits/{edit['id']}")
+    with started(settings.model_copy(update={"baselines": False})) as client:
+        answer = client.post(f"/edits/{edit['id']}/reapply")
+        assert (answer.status_code, answer.json()["code"]) == (422, "baseline_editor")
+        assert client.get("/model").json()["live_edits"] == 0

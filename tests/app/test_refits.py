@@ -279,3 +279,14 @@ def test_a_refit_begins_anew_when_the_revision_moves_on_under_it(
             assert events(record).count("refitted") == 1
             assert holds(client, record)
     assert in_order(settings)
+
+
+def test_an_edit_that_comes_back_is_none_of_the_others_that_it_must_leave_alone(settings: Settings) -> None:
+    with started(settings.model_copy(update={"refit_after_revert": False})) as client:
+        leaned_on, leaning, *_ = made(client)
+        for edit in (leaned_on, leaning):
+            client.delete(f"/edits/{edit['id']}")
+        answer = client.post(f"/edits/{leaning['id']}/reapply")  # what it leans on is gone, so that it does not hold
+        assert (answer.status_code, answer.json()["code"]) == (422, "edit_rejected")
+        assert "edit_holds" in {gate["name"] for gate in answer.json()["gates"]}
+        assert leaning["id"] not in answer.json()["conflicts"]
