@@ -41,6 +41,10 @@ from benchmarks.server import NotStarted, Server
 from benchmarks.splits import Split, split
 
 
+NEW_TOKENS = "128"
+"""Written answers may be so long: one that is cut off is not right, however well it was learned."""
+
+
 class BadLine(Exception):
     """A line of data that cannot be used."""
 
@@ -125,7 +129,12 @@ def _described(plan: Plan, facts: Facts) -> dict[str, str]:
 @contextmanager
 def served(folder: Path, settings: Mapping[str, str]) -> Iterator[Client]:
     """`errata serve` as a process of its own. One that a killed run has left there is ended first."""
-    fixed = {"MEMORY_FROM_TRAFFIC": "0", "LOG_LEVEL": "warning", "CACHE_DIR": str(user_cache_path("errata"))}
+    fixed = {
+        "MEMORY_FROM_TRAFFIC": "0",
+        "NEW_TOKENS": NEW_TOKENS,
+        "LOG_LEVEL": "warning",
+        "CACHE_DIR": str(user_cache_path("errata")),
+    }
     server = Server(folder.resolve(), {**fixed, **settings})
     end_those_left(server.database)
     try:
