@@ -40,7 +40,6 @@ from benchmarks.reporting import Entry
 from benchmarks.server import NotStarted, Server
 from benchmarks.splits import Split, split
 
-
 NEW_TOKENS = "128"
 """Written answers may be so long: one that is cut off is not right, however well it was learned."""
 
