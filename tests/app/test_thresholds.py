@@ -132,7 +132,8 @@ def test_what_is_no_threshold_is_refused(caller: Caller, required: Any) -> None:
 
 def test_what_was_required_is_part_of_the_record_and_holds_again_at_its_return(caller: Caller) -> None:
     """What an edit asked of the guard is asked again when it comes back, under the guard of that time."""
-    caller.client.put("/guard", content=b"", headers={"Prefer": "wait=60"})
+    untouched = json.dumps({"input": sentence(60)}).encode()
+    caller.client.put("/guard", content=untouched, headers={"Prefer": "wait=60"})
     edit = report(caller, required={"guard_unchanged": 0.95}).json()
     assert caller.client.get(f"/edits/{edit['id']}").json()["required"] == {"guard_unchanged": 0.95}
     assert {gate["name"]: gate["required"] for gate in edit["verdict"]["gates"]}["guard_unchanged"] == 0.95

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Engine as SqlEngine
 from sqlalchemy import event
 
-from app.editing.worker import Worker
+from app.editing.learning import Learning
 from app.follower import Follower
 from app.judge import Judge
 from app.store import Ledger
@@ -53,7 +53,7 @@ def arm(stage: str, nth: int) -> None:
         _arm_change(name, moment, trap)
         return
     places: dict[str, list[tuple[Any, str]]] = {
-        "capture": [(Worker, "_capture")],
+        "capture": [(Learning, "capture")],
         "judge": [(Judge, "of_patch")],
         "judge_removal": [(Judge, "of_alive")],
         "follow": [(Follower, "_follow")],
