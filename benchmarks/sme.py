@@ -99,11 +99,21 @@ def write(plan: Plan, ran: Sequence[Ran], output: Path) -> None:
     )
     drawing = figure(curves, title)
     made = page(curves, title=title, lead=lead, svg=as_svg(drawing), configuration=_described(plan, facts))
-    document = {"configuration": asdict(plan), "before": asdict(facts), "editors": [asdict(each) for each in curves]}
+    document = {
+        "configuration": {**asdict(plan), "model": _named(plan)},
+        "before": asdict(facts),
+        "editors": [asdict(each) for each in curves],
+    }
     (output / f"{plan.name}.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     (output / f"{plan.name}.csv").write_text(as_csv(curves), "utf-8")
     (output / f"{plan.name}.html").write_text(made, "utf-8")
     write_png(drawing, output / f"{plan.name}.png")
+
+
+def _named(plan: Plan) -> str | None:
+    """A hub id as it is, a folder without the place where it lies."""
+    local = plan.model is not None and Path(plan.model).exists()
+    return Path(str(plan.model)).name if local else plan.model
 
 
 def _described(plan: Plan, facts: Facts) -> dict[str, str]:
@@ -114,7 +124,7 @@ def _described(plan: Plan, facts: Facts) -> dict[str, str]:
     ]
     return {
         "data": ", ".join(f"{name} (sha256 {digest}…)" for name, digest in plan.data.items()),
-        "model": plan.model or "MiniLM, fine-tuned on the train part",
+        "model": _named(plan) or "MiniLM, fine-tuned on the train part",
         "weights and tokenizer": facts.model,
         "task": facts.task,
         "train, edit and test part": f"{facts.train:,}, {facts.edit:,} and {facts.test:,} inputs",
