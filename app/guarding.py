@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
 import structlog
@@ -38,10 +37,6 @@ class GuardState:
     put: GuardRecord | None
     ready: bool
     in_use: Guard
-
-    @property
-    def at(self) -> datetime | None:
-        return None if self.put is None else self.put.at
 
 
 class Guarding:

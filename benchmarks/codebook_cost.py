@@ -33,7 +33,7 @@ from app.engine import View
 from app.engine.patched import Patched
 from app.engine.reading import reading
 from app.judge.standing import Standing
-from app.memory import Base, Texts
+from app.memory import Said, Texts
 from app.model import Ask, Model, load
 from app.model.builtin import builtin, intents
 from benchmarks.slices import finish
@@ -147,7 +147,8 @@ def judging(composition: Composition, edits: Texts, guard: Texts, model: Model) 
     alive = torch.zeros(len(composition), dtype=torch.bool)
     alive[:live] = True
     labels = guard.shown.rows.labels
-    parts = [Standing(edits, model), Standing(guard, model, fixed=Base(labels, torch.zeros_like(labels).float()))]
+    nothing = torch.zeros_like(labels).float()
+    parts = [Standing(edits, model), Standing(guard, model, fixed=Said(labels, nothing, nothing))]
     with Progress(console=Console(stderr=True)) as progress:
         shown = progress.add_task(f"Standing under {live} entries", total=-(-live // BATCH))
         for part, texts in zip(parts, (edits, guard), strict=True):

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from app.engine import Entry, Live, View
 from app.judge import Exemption, Judge, Required
-from app.memory import Base, Guard, Known, Memory, Texts
+from app.memory import Guard, Known, Memory, Said, Texts
 from app.memory.known import sureness
 from app.model import Model, load
 from app.model.builtin import builtin
@@ -135,7 +135,7 @@ def run(live: Sequence[int], guard: int) -> list[Cost]:
 def _known(model: Model, texts: Sequence[str], reading: Reading) -> Known:
     sure = finish(sureness(reading.rows, model.readout))
     wrong = torch.zeros(len(texts), dtype=torch.bool)
-    return Known(Texts.of(texts, reading), Base(reading.rows.labels, sure["scores"]), sure["gaps"], wrong)
+    return Known(Texts.of(texts, reading), Said(reading.rows.labels, sure["scores"], sure["gaps"]), wrong)
 
 
 def _part(given: Reading, start: int, end: int) -> Reading:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.engine import Live, View
 from app.judge.standing import Outcome, Standing
-from app.judge.verdict import Conflict, Gate, Required, Verdict
+from app.judge.verdict import LISTED, Conflict, Gate, Required, Verdict
 from app.judge.watch import Watch, told
 from app.memory import Guard, Memory, Shelved, Texts
 from app.model import Model
@@ -196,16 +196,15 @@ class Judge:
         )
         judged &= ~(failed_before & present)
         broken = (judged & fail_now).nonzero().flatten().tolist()
-        failures = [self._broken(shelved, number, answers) for number in broken]
-        gate = Gate.share(
-            "other_edits_hold", int(judged.sum()), required=change.required.other_edits_hold, failures=failures
-        )
+        failures = [self._broken(shelved, number, answers) for number in broken[:LISTED]]
+        required, count = change.required.other_edits_hold, int(judged.sum())
+        gate = Gate.share("other_edits_hold", count, required=required, failures=failures, failed=len(broken))
         return gate, tuple(shelved.edit_ids[number] for number in broken), wrong
 
     def _broken(self, shelved: Shelved, number: int, answers: Tensor) -> dict[str, str]:
         """How an edit that would not hold is listed."""
         text = int(((shelved.edits_of_texts == number) & shelved.own).nonzero()[0])
-        rows = shelved.shown.owners == text
+        rows = shelved.shown.slice_of(text)
         said = told(self._model, shelved.rows.labels[rows], answers[rows], wanted="wanted")
         return {"edit_id": shelved.edit_ids[number], "input": self._memory.edits.texts[text], **said}
 

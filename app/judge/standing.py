@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from app.engine import View
-from app.memory import CHUNK, Base, Shown, Texts, said
+from app.memory import CHUNK, Said, Shown, Texts, said
 from app.model import Model
 from editors.columns import Columns
 from editors.composition import NOTHING, Composition
@@ -52,7 +52,7 @@ class Outcome:
 class Standing:
     """Texts, and how they stand under the live revision. Belongs to the thread of the device."""
 
-    def __init__(self, texts: Texts, model: Model, *, fixed: Base | None = None) -> None:
+    def __init__(self, texts: Texts, model: Model, *, fixed: Said | None = None) -> None:
         """fixed: what the unedited model says to the texts, if no text will come, so that this is known, and what each
         patch fires on is worth keeping.
         """
@@ -66,7 +66,7 @@ class Standing:
         self._count = 0  # of the rows in these
         shown = texts.shown.none() if fixed is None else texts.shown
         nothing = shown.rows.labels[:0]
-        base = Base(nothing, nothing.float()) if fixed is None else fixed
+        base = Said(nothing, nothing.float(), nothing.float()) if fixed is None else fixed
         nobody = torch.zeros(0, dtype=torch.bool)
         found = torch.full_like(shown.starts, NOTHING)
         self.now = Outcome(nobody, shown, found, base.answers, base.scores, nothing, shown.rows[:0], {})

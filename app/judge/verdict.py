@@ -23,9 +23,21 @@ class Gate:
     failures: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
-    def share(cls, name: str, of: int, *, required: float, failures: Sequence[Mapping[str, Any]]) -> Gate:
-        """The share of `of` things that did not fail; 1 where there are none."""
-        return cls(name, (of - len(failures)) / of if of else 1.0, required, failures)
+    def share(
+        cls,
+        name: str,
+        of: int,
+        *,
+        required: float,
+        failures: Sequence[Mapping[str, Any]],
+        failed: int | None = None,
+    ) -> Gate:
+        """The share of `of` things that did not fail; 1 where there are none.
+
+        failed: how many did, where not all of them are among the failures.
+        """
+        failed = len(failures) if failed is None else failed
+        return cls(name, (of - failed) / of if of else 1.0, required, failures)
 
     @property
     def passed(self) -> bool:

@@ -83,9 +83,10 @@ class Watched:
         now: the guard as it stands. Where less of it is unchanged than is required, because it was put after edits that
         change it, the next edit need not mend that: it must not make it worse.
         """
-        failures = [self._failure(text) for text in self.changed.nonzero().flatten().tolist()]
+        changed = self.changed.nonzero().flatten().tolist()
+        failures = [self._failure(text) for text in changed[:LISTED]]
         least = min(required.guard_unchanged, now.unchanged)
-        return Gate.share("guard_unchanged", self._rights, required=least, failures=failures)
+        return Gate.share("guard_unchanged", self._rights, required=least, failures=failures, failed=len(changed))
 
     @property
     def unchanged(self) -> float:
@@ -152,10 +153,10 @@ class Watched:
         return (summed / shown.lengths.clamp(min=1)).exp()
 
     def _failure(self, text: int) -> dict[str, Any]:
-        texts, rows = self.guard.known.texts, self._shown.owners == text
-        right, now = self._shown.rows.labels[rows], self.outcome.answers[rows]
+        texts, rows = self.guard.known.texts, self._shown.slice_of(text)
+        said = told(self.model, self._shown.rows.labels[rows], self.outcome.answers[rows], wanted="was")
         near = {"near_boundary": True} if bool(self.near[text]) else {}
-        return {"input": texts[text], **told(self.model, right, now, wanted="was"), **near}
+        return {"input": texts[text], **said, **near}
 
 
 def _first(rows: Tensor, shown: Shown) -> Tensor:

@@ -2,12 +2,11 @@
 
 from app.memory.known import Known, KnownInput, learn, nothing_known, parse, read_inputs
 from app.memory.memory import Guard, Memory, Shelf, Shelved
-from app.memory.saying import CHUNK, Base, Said, said
+from app.memory.saying import CHUNK, Said, said
 from app.memory.texts import Shown, Texts
 
 __all__ = [
     "CHUNK",
-    "Base",
     "Guard",
     "Known",
     "KnownInput",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from app.engine import Engine
 from app.errors import Unavailable, Unprocessable
-from app.memory.saying import CHUNK, Base, said
+from app.memory.saying import CHUNK, Said, said
 from app.memory.texts import Texts
 from app.model import Decoding, Encoding, Model
 from editors.layers import LayerSite
@@ -54,14 +54,12 @@ class Known:
     """Inputs, what each should get (the known-good target, or else what the unedited model says), and what the
     unedited model says to it.
 
-    base: the unedited model's answers, fed what each should get, and how sure it is of that. gaps: (rows,) float32, by
-    how much the likeliest label or token leads the second, in probability. wrong: (texts,) bool, where the unedited
+    base: what the unedited model says, fed what each should get. wrong: (texts,) bool, where the unedited
     model does not say the target. left_out: lines whose target the model cannot say at all.
     """
 
     texts: Texts
-    base: Base
-    gaps: Tensor
+    base: Said
     wrong: Tensor
     left_out: int = 0
 
@@ -233,9 +231,9 @@ def _known(inputs: Sequence[str], tensors: dict[str, Tensor], model: Model) -> K
     keys = {name.removeprefix(KEYS): tensor for name, tensor in tensors.items() if name.startswith(KEYS)}
     reading = Reading(rows, tuple(tensors["lengths"].tolist()), keys).to(model.device)
     texts = Texts.of([inputs[index] for index in tensors["fed"].tolist()], reading)
-    base = Base(tensors["answered"].to(model.device), tensors["scores"].to(model.device))
+    base = Said(*(tensors[name].to(model.device) for name in ("answered", "scores", "gaps")))
     wrong = texts.shown.flags(base.answers != reading.rows.labels)
-    return Known(texts, base, tensors["gaps"].to(model.device), wrong, left_out=len(inputs) - len(texts))
+    return Known(texts, base, wrong, left_out=len(inputs) - len(texts))
 
 
 def _nothing(model: Model) -> dict[str, Tensor]:

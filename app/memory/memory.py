@@ -44,7 +44,7 @@ class Guard:
     @property
     def near_boundary(self) -> Tensor:
         """Which inputs that are right the model may soon answer otherwise: (texts,) bool."""
-        return self.known.texts.shown.flags(self.known.gaps < NEAR_BOUNDARY) & ~self.known.wrong
+        return self.known.texts.shown.flags(self.known.base.gaps < NEAR_BOUNDARY) & ~self.known.wrong
 
 
 class Memory:

@@ -24,14 +24,6 @@ class Said:
     gaps: Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Base:
-    """What the unedited model says at rows, (n,) each: see `Said`."""
-
-    answers: Tensor
-    scores: Tensor
-
-
 @torch.no_grad()
 def said(residuals: Tensor, labels: Tensor, readout: Readout) -> Said:
     """What the head says: (n, hidden), (n,) int64."""

@@ -41,6 +41,11 @@ class Shown:
         """No text at all."""
         return Shown(self.rows[:0], self.owners[:0], self.starts[:0], self.lengths[:0])
 
+    def slice_of(self, text: int) -> slice:
+        """The rows of one text."""
+        start = int(self.starts[text])
+        return slice(start, start + int(self.lengths[text]))
+
     def flags(self, rows: Tensor) -> Tensor:
         """Which texts have any of these rows: (rows,) bool -> (texts,) bool."""
         flags = torch.zeros(self.count, dtype=torch.bool, device=self.owners.device)
@@ -99,8 +104,7 @@ class Texts:
 
     def wanted(self, text: int) -> Tensor:
         """What a text should get at each of its positions: (positions,) int64."""
-        start = int(self.shown.starts[text])
-        return self.shown.rows.labels[start : start + int(self.shown.lengths[text])]
+        return self.shown.rows.labels[self.shown.slice_of(text)]
 
     def wanting(self, answer: Tensor) -> Tensor:
         """Which texts should get this very answer: (positions,) int64 -> (texts,) bool."""

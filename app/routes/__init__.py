@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from app.routes import edits, guard, model, predict, process, revisions
+from app.routes import edits, guard, model, predict, process, revisions, robustness
 from app.routes.middleware import BoundedBody, RequestContext
 from app.routes.openai import routes as openai
 from app.routes.problems import add_problem_handlers
@@ -16,7 +16,7 @@ __all__ = ["Service", "add_routes"]
 
 def add_routes(app: FastAPI, settings: Settings) -> None:
     """Everything a caller can reach."""
-    for room in (predict, edits, revisions, model, guard, process, openai):
+    for room in (predict, edits, robustness, revisions, model, guard, process, openai):
         app.include_router(room.router)
     add_problem_handlers(app)
     larger = dict.fromkeys(("/edits/import", "/guard"), settings.max_import_bytes)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -19,9 +19,8 @@ from app.editing import Report
 from app.editing.editing import rejection
 from app.editing.worker import NO_CONFLICT
 from app.errors import BadRequest, ConflictingEdit, EditCancelled, EditFailed, ServiceError, translate
-from app.routes.answering import unless_gone
 from app.routes.problems import invalid, problem, problems
-from app.routes.schemas import EditId, EditIn, EditOut, EditsOut, Note, RequiredIn, RobustnessOut, check_texts
+from app.routes.schemas import EditId, EditIn, EditOut, EditsOut, Note, RequiredIn, check_texts
 from app.routes.service import Actor, Editing, Engine, IfMatch, Ledger, ServiceOf, SettingsOf, Wait
 from app.settings import Settings
 from app.store import IN_WORK, EditRecord, IdempotencyKey, Status
@@ -160,26 +159,6 @@ async def patch(edit_id: Id, ledger: Ledger) -> Response:
     """The patch itself, as safetensors bytes."""
     sha256, data = await asyncio.to_thread(ledger.patch_of, edit_id)
     return Response(data, media_type=SAFETENSORS, headers={"ETag": f'"{sha256}"'})
-
-
-@router.get("/{edit_id}/robustness", responses=problems(404))
-async def robustness(
-    edit_id: Id,
-    request: Request,
-    response: Response,
-    editing: Editing,
-    seed: Annotated[int, Query(ge=0, le=2**31 - 1, description="The same seed makes the same texts.")] = 0,
-    versions: Annotated[int, Query(ge=1, le=20, description="Changed inputs of each kind, at most.")] = 5,
-    guard: Annotated[bool, Query(description="Whether inputs of the guard are changed as well.")] = True,
-) -> RobustnessOut:
-    """How the edit bears typos, other capitals or punctuation and dropped words in its input, and the guard the same.
-
-    Measured now, at the live revision, whether the edit is live in it or not. Nothing is stored.
-    """
-    measuring = editing.robustness(edit_id, seed=seed, versions=versions, guard=guard)
-    measured = await unless_gone(request, measuring)
-    response.headers["X-Model-Revision"] = str(measured.revision)
-    return RobustnessOut.model_validate(asdict(measured))
 
 
 @router.get("/{edit_id}/events", response_class=EventSourceResponse, responses=problems(404))

@@ -317,60 +317,6 @@ _OF_RECORD = (
 )
 
 
-class KindOfChangeOut(BaseModel):
-    """Changed inputs of one kind."""
-
-    texts: int
-    right: float | None
-
-
-class MissedOut(BaseModel):
-    kind: str
-    text: str
-    now: str
-
-
-class InputRobustnessOut(BaseModel):
-    """Changed versions of an edit's input; shares of none are null."""
-
-    texts: int
-    right: float | None = Field(description="Share that get the target.")
-    kinds: dict[str, KindOfChangeOut]
-    failures: list[MissedOut] = Field(description="100 at most.")
-    left_out: int = Field(description="Versions that do not fit the model.")
-
-
-class ChangedOut(BaseModel):
-    input: str
-    kind: str
-    text: str
-    was: str
-    now: str
-
-
-class GuardRobustnessOut(BaseModel):
-    """Changed inputs of the guard, one version each; shares of none are null."""
-
-    inputs: int
-    texts: int
-    before: float | None = Field(description="Share that the unedited model answers as it should the input itself.")
-    after: float | None = Field(description="The same share now.")
-    unchanged: float | None = Field(description="Share that is answered as the unedited model answers the same text.")
-    failures: list[ChangedOut] = Field(description="Those that are not; 100 at most.")
-    left_out: int = Field(description="Inputs that nothing changes, or whose version does not fit the model.")
-
-
-class RobustnessOut(BaseModel):
-    """How an edit and the guard bear small changes of their inputs."""
-
-    edit_id: str
-    revision: int
-    seed: int
-    versions: int
-    input: InputRobustnessOut
-    guard: GuardRobustnessOut | None
-
-
 class EditsOut(BaseModel):
     items: list[EditOut]
     next_cursor: str | None

@@ -18,7 +18,7 @@ from app.engine import Entry, Live, View
 from app.engine.patched import Patched
 from app.judge import Exemption, Judge, Outdated, Required
 from app.judge.standing import Outcome, Standing
-from app.memory import Base, Guard, Known, Memory, nothing_known, said
+from app.memory import Guard, Known, Memory, Said, nothing_known, said
 from app.memory.texts import Shown, Texts
 from app.model import Ask, Decoding, Encoding, Model, Read, load
 from editors.codebook import Grace
@@ -66,7 +66,7 @@ def known(model: Model, texts: Sequence[str]) -> Known:
     answers = [model.answered(output) for output in run(model, asks)]
     rows = (reading := model.read(encodings, answers).reading).rows
     sure = said(rows.residuals, rows.labels, model.readout)
-    return Known(Texts.of(texts, reading), Base(rows.labels, sure.scores), sure.gaps, torch.zeros(len(texts)).bool())
+    return Known(Texts.of(texts, reading), Said(rows.labels, sure.scores, sure.gaps), torch.zeros(len(texts)).bool())
 
 
 def plainly(model: Model, texts: Texts, shown: Shown, view: View) -> tuple[Read, list[set[str]]]:
