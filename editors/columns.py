@@ -13,7 +13,8 @@ class Columns:
 
     def __init__(self, like: Mapping[str, Tensor], capacity: int = 0) -> None:
         """like: a tensor of any length for each name, of the shape, dtype and device of its rows."""
-        self._tensors = {name: tensor.new_zeros((capacity, *tensor.shape[1:])) for name, tensor in like.items()}
+        # Not filled: memory that nobody has written to yet costs nothing.
+        self._tensors = {name: tensor.new_empty((capacity, *tensor.shape[1:])) for name, tensor in like.items()}
         self._capacity = capacity
         self._used = 0
         self._lock = threading.Lock()
@@ -48,6 +49,11 @@ class Columns:
         grown._used = end
         return grown
 
+    def release(self, start: int, end: int) -> None:
+        """Give reserved rows back, if they are the last: nobody reads them any more."""
+        if self._used == end:
+            self._used = start
+
     def pick(self, rows: Tensor) -> Columns:
         """These rows alone, in this order: (n,) int64."""
         picked = Columns(self._tensors, len(rows))
@@ -61,3 +67,16 @@ class Columns:
         for name, values in rows.items():
             column = self._tensors[name]
             column[start:end] = values.to(column) if isinstance(values, Tensor) else values
+
+
+class Lease:
+    """Rows that an overlay has reserved. They are given back when it is dropped, as that of a rejected patch is, so
+    that the next one takes their place and nothing is copied.
+    """
+
+    def __init__(self, columns: Columns, start: int, end: int) -> None:
+        self._columns, self._start, self._end = columns, start, end
+
+    def __del__(self) -> None:
+        # Without the lock: only an overlay that ends at these rows could reserve further ones, and it is gone.
+        self._columns.release(self._start, self._end)

@@ -19,7 +19,7 @@ from editors.errors import UnsupportedModel
 from editors.features import Features
 from editors.layers import Sites, find_sites_of_layers
 from editors.shell import StandIn, with_layers
-from editors.site import Site, find_sites, kind, trace
+from editors.site import Site, find_sites, kind, modules_after
 from editors.visit import Layers, Visit
 
 Transform = Callable[[Tensor, Tensor], Tensor]
@@ -62,7 +62,7 @@ class Join:
         self._norm = model.get_submodule(site.joins)
         self._entrance = _Entrance(layers[-1], self._norm if site.post_norm else nn.Identity(), site.layer_returns)
         self._tail = with_layers(model, site.stack, [self._entrance])
-        self._head: nn.Module | None = None  # where norm and this module are all there is
+        self._head: nn.Module | None = None  # where norm and this are all there is
         self._two_sided = "decoder_input_ids" in inputs
         self._device = next(model.parameters()).device
         self.features = Features(model, self.sites, inputs, self._aside)
@@ -113,20 +113,18 @@ class Join:
                 f"{kind(model)} does more than its norm and its head after {self.site.joins}; "
                 "a patch at its last feed-forward layer could not be judged exactly."
             )
-        if self.site.position == "every":
-            self._head = self._only_head(model, inputs, call.residuals, short)
+        self._head = self._only_head(model, inputs, call.residuals, short)
 
     def _only_head(
         self, model: nn.Module, inputs: Mapping[str, Tensor], residuals: Tensor, logits: Tensor
     ) -> nn.Module | None:
-        """The module that makes logits of what the norm gives, if it is all that follows; saves the model's detours."""
-        calls = trace(model, inputs)
-        after = calls[[call.name for call in calls].index(self.site.joins) + 1 :]
-        if len(after) != 1:
-            return None
-        (head,) = after
-        alone = head.module(self._norm(residuals.unsqueeze(1))).squeeze(1)
-        return head.module if torch.equal(alone, logits) else None
+        """What makes logits of what the norm gives, if modules one after the other do; saves the model's detours."""
+        head = nn.Sequential(*modules_after(model, inputs, self.site.joins))
+        try:
+            alone = _of_one_token(head(self._norm(residuals.unsqueeze(1))))
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
+            return None  # one of them takes more than what the one before it gives
+        return head if isinstance(alone, Tensor) and torch.equal(alone, logits) else None
 
     def _everywhere(self, inputs: Mapping[str, Tensor]) -> Pass:
         """All positions that the head reads."""
@@ -169,7 +167,8 @@ class Join:
         """Logits from residuals: the norm and the head alone, (n, hidden) -> (n, labels)."""
         entering = residuals.unsqueeze(1)  # a batch of texts of one token
         if self._head is not None:
-            return self._head(self._norm(entering)).squeeze(1)  # type: ignore[no-any-return]
+            alone: Tensor = _of_one_token(self._head(self._norm(entering)))
+            return alone
         ones = torch.ones(entering.shape[:2], dtype=torch.int64, device=self._device)
         inputs: dict[str, Any] = {"input_ids": torch.zeros_like(ones), "attention_mask": ones}
         if self._two_sided:
@@ -200,6 +199,11 @@ class Join:
         entering = args[0].clone()
         entering[call.rows, call.columns] = patched.to(entering.dtype)
         return (entering, *args[1:])
+
+
+def _of_one_token(logits: Any) -> Any:
+    """The logits of texts of one token, without a dimension for it: (n, labels)."""
+    return logits.squeeze(1) if isinstance(logits, Tensor) and logits.dim() == 3 else logits
 
 
 class _Entrance(StandIn):

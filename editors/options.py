@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -19,11 +20,17 @@ T = TypeVar("T")
 
 def validate(options: Any) -> None:
     """Raise BadOptions, naming the first option of the dataclass `options` that is of a wrong type or out of range."""
-    hints = get_type_hints(type(options), include_extras=True)
+    hints = _hints(type(options))  # type: ignore[arg-type]
     for field in fields(options):
         flaw = _flaw(hints[field.name], getattr(options, field.name))
         if flaw:
             raise BadOptions(f"The option {field.name!r} is {getattr(options, field.name)!r}; it must be {flaw}.")
+
+
+@cache
+def _hints(options: type[Any]) -> Mapping[str, Any]:
+    """The fields' types with their bounds; working them out takes longer than all the rest."""
+    return get_type_hints(options, include_extras=True)
 
 
 def build(options: type[T], given: Mapping[str, Any]) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from editors.neuron.value import fit_value
+from editors.neuron.value import fit_values
 from editors.types import Readout, Rows
 
 MARGIN = 1.0
@@ -18,9 +18,10 @@ def can_lead(label: int, residual: Tensor, readout: Readout) -> bool:
     Tokens that were never trained lie near one another and inside all others: a model cannot be taught to say them.
     """
     rows = Rows(residual.unsqueeze(0), residual.unsqueeze(0), torch.tensor([label], device=residual.device))
-    fit = fit_value(rows, torch.ones(1, device=residual.device), readout, margin=MARGIN, most_steps=MOST_STEPS, steps=0)
+    one = torch.ones(1, device=residual.device)
+    fit = fit_values(rows, torch.zeros_like(rows.labels), one, readout, margin=MARGIN, most_steps=MOST_STEPS, steps=0)
     while True:
         try:
             next(fit)
         except StopIteration as end:
-            return bool(end.value.missing < MARGIN / 2)
+            return bool(end.value.missing[0] < MARGIN / 2)

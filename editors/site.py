@@ -131,6 +131,33 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Call]:
     return calls
 
 
+def modules_after(model: nn.Module, inputs: Mapping[str, Tensor], name: str) -> list[nn.Module]:
+    """The modules that begin after the module `name` has ended, in their order, without what runs inside of them."""
+    begun: list[str] = []
+    ended = False
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal ended
+        ended = True
+
+    def watch(other: str) -> Callable[..., None]:
+        def begin(module: nn.Module, args: Any) -> None:
+            if ended and not any(other.startswith(f"{outer}.") for outer in begun):
+                begun.append(other)
+
+        return begin
+
+    handles = [module.register_forward_pre_hook(watch(other)) for other, module in model.named_modules()]
+    handles.append(model.get_submodule(name).register_forward_hook(end))
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [model.get_submodule(other) for other in begun]
+
+
 def _last(calls: list[Call], wanted: Callable[[Call], bool]) -> int | None:
     return next((index for index in reversed(range(len(calls))) if wanted(calls[index])), None)
 

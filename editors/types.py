@@ -5,6 +5,7 @@ Nothing here knows how the service stores, queues or transports; tensors and pla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -52,7 +53,8 @@ class Patch:
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            # NaN or infinity among the terms makes any sum NaN or infinite: one operation where two are needed else.
+            if not math.isfinite(tensor.sum().item()) and not torch.isfinite(tensor).all():
                 raise NotFinite(f"The patch's tensor {name!r} holds NaN or infinity.")
 
     @property
@@ -121,6 +123,12 @@ class Reading:
         start = sum(self.lengths[:index])
         return self.rows[start : start + self.lengths[index]]
 
+    def part(self, start: int, end: int) -> Reading:
+        """Some texts, in their order."""
+        first, count = sum(self.lengths[:start]), sum(self.lengths[start:end])
+        keys = {name: keys[start:end] for name, keys in self.keys.items()}
+        return Reading(self.rows[first : first + count], self.lengths[start:end], keys)
+
     def positions(self) -> Tensor:
         """Which position of its text each row is: (n,) int64."""
         return torch.cat([torch.arange(0), *(torch.arange(length) for length in self.lengths)])
@@ -128,6 +136,15 @@ class Reading:
     def owners(self) -> Tensor:
         """Which text each row is of: (n,) int64."""
         return torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths, dtype=torch.int64))
+
+    @staticmethod
+    def join(parts: Sequence[Reading]) -> Reading:
+        """The texts of all parts, in order, all with keys at the same sites."""
+        if len(parts) == 1:
+            return parts[0]
+        keys = {name: torch.cat([part.keys[name] for part in parts]) for name in parts[0].keys}
+        lengths = tuple(length for part in parts for length in part.lengths)
+        return Reading(Rows.join([part.rows for part in parts]), lengths, keys)
 
     def to(self, device: torch.device) -> Reading:
         """The same on `device`."""
@@ -292,3 +309,16 @@ class Editor(Protocol):
 
     def overlay(self, hidden: int, device: torch.device, features: Features | None = None) -> Adding | Replacing:
         """An overlay without patches, for a model of that width on that device. features: of the model, see Problem."""
+
+
+@runtime_checkable
+class FittingTogether(Protocol):
+    """An editor that can fit many independent edits at once, for less than they would cost one after the other."""
+
+    def fit_together(self, problems: Sequence[Problem], options: Any) -> Generator[Step, None, list[Fitted | None]]:
+        """Of each problem what `fit` would give it, had it the rows of the others' edits in its memory, too.
+
+        To rounding. The problems should share memory (the same parts), moments and readout. None: to be fitted by
+        itself; for NaN, for what does not share these, and for whatever cannot be done at once. Never raises FitFailed.
+        Yields when others may use the device; a step's loss is that of all problems.
+        """

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from editors.coarse import multiplies_bfloat16, padded
 from editors.codebook.radii import Entries, Neighbours, distances_between, same_within
-from editors.columns import Columns
+from editors.columns import Columns, Lease
 from editors.types import Patch
 from editors.visit import Found
 
@@ -36,7 +37,16 @@ class Codebook:
     Immutable for its readers; codebooks that grew out of one another share their storage.
     """
 
-    def __init__(self, columns: Columns, values: Columns, entries: int, neighbours: Neighbours | None) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        values: Columns,
+        entries: int,
+        neighbours: Neighbours | None,
+        leases: Sequence[Lease] = (),
+    ) -> None:
+        """leases: of the rows that this codebook, or the one it was picked from, has reserved."""
+        self._leases = leases
         self._columns = columns
         self._values = values
         """Those of all entries, one entry's after the other's."""
@@ -57,7 +67,7 @@ class Codebook:
             "same": single.double(),
         }
         like |= {name: single.long() for name in ("answer", "places", "first", "count")}
-        like |= {"coarse": wide.bfloat16()} if _multiplies_bfloat16(device) else {}
+        like |= {"coarse": wide.bfloat16()} if multiplies_bfloat16(device) else {}
         return cls(Columns(like), Columns({"values": wide}), 0, Neighbours.none(device))
 
     def __len__(self) -> int:
@@ -69,8 +79,11 @@ class Codebook:
             return self
         end = self._entries + len(patches)
         columns = self._columns.reserve(self._entries, end)
+        leases = [Lease(columns, self._entries, end)]
         start = first = int((self._here("first") + self._here("count")).amax()) if self._entries else 0
-        values = self._values.reserve(start, start + sum(len(patch.tensors["values"]) for patch in patches))
+        last = start + sum(len(patch.tensors["values"]) for patch in patches)
+        values = self._values.reserve(start, last)
+        leases.append(Lease(values, start, last))
         for entry, patch in enumerate(patches, start=self._entries):
             count = len(patch.tensors["values"])
             columns.write(entry, entry + 1, **_columns_of(patch), first=first, count=count)
@@ -79,12 +92,12 @@ class Codebook:
             values.write(first, first + count, values=patch.tensors["values"])
             first += count
         neighbours = self._neighbours.grown(_entries(columns, end))
-        return Codebook(columns, values, end, neighbours)
+        return Codebook(columns, values, end, neighbours, leases)
 
     def pick(self, numbers: Sequence[int]) -> Codebook:
         """A codebook of these entries alone, ascending, numbered anew from 0."""
         entries = torch.tensor(numbers, dtype=torch.int64, device=self._columns["keys"].device)
-        return Codebook(self._columns.pick(entries), self._values, len(numbers), None)
+        return Codebook(self._columns.pick(entries), self._values, len(numbers), None, self._leases)
 
     def radii(self, alive: Tensor) -> Tensor:
         """The radius of each entry under each view, `OFF` where it cannot be found: (views, entries) float64."""
@@ -173,15 +186,10 @@ class Codebook:
     def _coarsely_near(self, keys: Tensor) -> Tensor:
         """The same by a product in bfloat16, which takes half the time and lets more pairs through."""
         squares = keys.square().sum(-1, keepdim=True)
-        product = keys.bfloat16() @ self._here("coarse").T
+        product = (keys.bfloat16() @ padded(self._columns["coarse"], self._entries).T)[:, : self._entries]
         # Both factors, partial sums and the product are rounded: off by at most a few times 2^-8 |k||c|.
         slack = COARSE_ROUNDINGS * 2**-8 * squares.sqrt() * self._here("norm").max().float()
         return product.float() - self._here("bias") >= squares / 2 - slack
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster on that device than in float32, not slower."""
-    return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _entries(columns: Columns, count: int) -> Entries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,11 +10,11 @@ import torch
 from editors.errors import NotFinite
 from editors.features import Features
 from editors.layers import WRITERS, Family, Sites
-from editors.neuron import closed_form, gradient
+from editors.neuron import closed_form, gradient, together
 from editors.neuron.bank import NeuronBank
 from editors.neuron.options import GENERATION, Options
 from editors.site import Site
-from editors.types import Fit, Problem
+from editors.types import Fit, Fitted, Problem, Step
 
 __all__ = ["NeuronBank", "Options", "TransformerPatcher"]
 
@@ -41,6 +41,12 @@ class TransformerPatcher:
             raise NotFinite("The activations of the edit hold NaN or infinity.")
         fit = closed_form.fit if options.fit == "closed-form" else gradient.fit
         return fit(problem, options)
+
+    def fit_together(self, problems: Sequence[Problem], options: Options) -> Generator[Step, None, list[Fitted | None]]:
+        """See `FittingTogether`: one neuron for each edit of a classifier, by the closed form alone."""
+        if options.fit != "closed-form":
+            return [None] * len(problems)
+        return (yield from together.fit(problems, options))
 
     def overlay(self, hidden: int, device: torch.device, features: Features | None = None) -> NeuronBank:
         """A bank without patches."""

@@ -11,14 +11,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from editors.columns import Columns
+from editors.coarse import EXTRA, coarse_keys, coarse_queries, multiplies_bfloat16, padded, reaching
+from editors.columns import Columns, Lease
 from editors.neuron.activations import GELU, activate
 from editors.summing import tree_sum
 from editors.types import Firing, Patch
 
 _ROWS_BY_NEURONS = 2**24
 """How large a product over all keys may get at once: 64 MiB in float32."""
-_PAIRS_BY_HIDDEN = 2**24
+_PAIRS_BY_HIDDEN = 2**21
+COARSE_FROM = 256
+"""Neurons from which on a first search in bfloat16 pays."""
+COARSE_CANDIDATES = 64
+"""Candidates a row, in the mean, above which that search has told too little: the finer one follows."""
 
 
 class NeuronBank:
@@ -27,10 +32,12 @@ class NeuronBank:
     Immutable for its readers; banks that grew out of one another share their storage.
     """
 
-    def __init__(self, columns: Columns, neurons: int, patches: int) -> None:
+    def __init__(self, columns: Columns, neurons: int, patches: int, lease: Lease | None = None) -> None:
+        """lease: of the rows that this bank has reserved."""
         self._columns = columns
         self._neurons = neurons
         self._patches = patches
+        self._lease = lease
 
     @classmethod
     def empty(cls, hidden: int, device: torch.device) -> NeuronBank:
@@ -38,6 +45,8 @@ class NeuronBank:
         wide, single = torch.zeros(0, hidden, device=device), torch.zeros(0, device=device)
         like = {"keys": wide, "values": wide, "biases": single, "norms": single}
         like |= {"gelu": single.bool(), "patches": single.long()}
+        if multiplies_bfloat16(device):
+            like |= {"coarse": torch.zeros(0, hidden + EXTRA, device=device, dtype=torch.bfloat16)}
         return cls(Columns(like), neurons=0, patches=0)
 
     def __len__(self) -> int:
@@ -45,14 +54,18 @@ class NeuronBank:
 
     def extend(self, patches: Sequence[Patch]) -> NeuronBank:
         """A bank with `patches` after the present ones."""
-        counts = [len(patch.tensors["biases"]) for patch in patches]
-        end = self._neurons + sum(counts)
+        if not patches:
+            return self
+        counts = torch.tensor([len(patch.tensors["biases"]) for patch in patches])
+        end = self._neurons + int(counts.sum())
         columns = self._columns.reserve(self._neurons, end)
-        start = self._neurons
-        for number, (patch, count) in enumerate(zip(patches, counts, strict=True), start=self._patches):
-            columns.write(start, start + count, **_neurons_of(patch), patches=number)
-            start += count
-        return NeuronBank(columns, end, self._patches + len(patches))
+        lease = Lease(columns, self._neurons, end)
+        neurons = _neurons_of(patches)
+        numbers = torch.arange(len(patches)).repeat_interleave(counts) + self._patches
+        columns.write(self._neurons, end, **neurons, patches=numbers)
+        if "coarse" in columns:
+            columns.write(self._neurons, end, coarse=_coarse_of(neurons))
+        return NeuronBank(columns, end, self._patches + len(patches), lease)
 
     def pick(self, numbers: Sequence[int]) -> NeuronBank:
         """A bank of these patches alone, ascending, numbered anew from 0."""
@@ -73,7 +86,7 @@ class NeuronBank:
         queries = queries.float()
         rows, neurons = self._candidates(queries.detach(), alive, view)
         strengths = self._strengths(queries, rows, neurons)
-        firing = strengths != 0
+        firing = strengths.abs() > 0  # not where they are NaN, as everything about such a row is
         rows, neurons, strengths = rows[firing], neurons[firing], strengths[firing]
         if len(rows) == 0:
             return residuals, Firing(rows, neurons, strengths)
@@ -87,24 +100,31 @@ class NeuronBank:
             return nothing, nothing
         size = max(1, _ROWS_BY_NEURONS // self._neurons)
         found = [
-            self._candidates_among(queries[start : start + size], alive, view[start : start + size]).nonzero()
-            + torch.tensor([start, 0], device=queries.device)
+            self._candidates_among(queries[start : start + size], alive, view[start : start + size], start)
             for start in range(0, len(queries), size)
         ]
-        pairs = torch.cat(found)
-        return pairs[:, 0], pairs[:, 1]
+        rows, neurons = (torch.cat(column) for column in zip(*found, strict=True))
+        return rows, neurons
 
-    def _candidates_among(self, queries: Tensor, alive: Tensor, view: Tensor) -> Tensor:
-        """(rows, neurons) bool."""
+    def _candidates_among(self, queries: Tensor, alive: Tensor, view: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        rows, neurons = self._reached(queries)
+        seen = alive[view[rows], self._columns["patches"][neurons]]
+        return rows[seen] + start, neurons[seen]
+
+    def _reached(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs (row, neuron) that may fire if the patch is alive, sorted."""
         here = slice(self._neurons)
-        keys, biases, norms, gelu, patches = (
-            self._columns[name][here] for name in ("keys", "biases", "norms", "gelu", "patches")
-        )
+        if "coarse" in self._columns and self._neurons >= COARSE_FROM:
+            coarse = padded(self._columns["coarse"], self._neurons)
+            rows, neurons = reaching(coarse_queries(queries), coarse, self._neurons)
+            if len(rows) <= COARSE_CANDIDATES * len(queries):
+                return rows, neurons
+        keys, biases, norms, gelu = (self._columns[name][here] for name in ("keys", "biases", "norms", "gelu"))
         # A float32 dot product of n terms is off by at most n*eps*|q||k|; eps is twice the unit roundoff.
         eps = torch.finfo(torch.float32).eps
         slack = eps * ((queries.shape[-1] + 2) * queries.norm(dim=-1, keepdim=True) * norms + biases.abs())
-        possible: Tensor = (queries @ keys.T + biases + slack >= 0) | gelu
-        return possible & alive[:, patches][view]
+        rows, neurons = ((queries @ keys.T + biases + slack >= 0) | gelu).nonzero(as_tuple=True)
+        return rows, neurons
 
     def _strengths(self, queries: Tensor, rows: Tensor, neurons: Tensor) -> Tensor:
         """The activation of each pair, computed from its row and its neuron alone: (pairs,) float32."""
@@ -119,15 +139,19 @@ class NeuronBank:
         return activate(pre_activations, gelu).float()
 
 
-def _neurons_of(patch: Patch) -> dict[str, Tensor]:
-    tensors = patch.tensors
-    return {
-        "keys": tensors["keys"],
-        "values": tensors["values"],
-        "biases": tensors["biases"],
-        "norms": tensors["keys"].double().norm(dim=-1),
-        "gelu": tensors["activations"] == GELU,
-    }
+def _neurons_of(patches: Sequence[Patch]) -> dict[str, Tensor]:
+    keys, values, biases, activations = (
+        torch.cat([patch.tensors[name] for patch in patches]) for name in ("keys", "values", "biases", "activations")
+    )
+    norms = keys.double().norm(dim=-1)
+    return {"keys": keys, "values": values, "biases": biases, "norms": norms, "gelu": activations == GELU}
+
+
+def _coarse_of(neurons: dict[str, Tensor]) -> Tensor:
+    """A GELU neuron, which fires on nearly every row, is found on every one: (n, hidden + EXTRA)."""
+    keys, biases, norms, gelu = (neurons[name].float() for name in ("keys", "biases", "norms", "gelu"))
+    silent = 1 - gelu
+    return coarse_keys(keys * silent.unsqueeze(-1), biases * silent + gelu, norms * silent)
 
 
 def _add_in_order(residuals: Tensor, rows: Tensor, strengths: Tensor, values: Tensor, neurons: Tensor) -> Tensor:

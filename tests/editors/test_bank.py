@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from editors.neuron import NeuronBank, TransformerPatcher
+from editors.neuron import bank as bank_module
 from editors.summing import tree_sum
 from editors.types import Patch
 from tests.editors.editing import CPU, alive_but, all_alive, header
@@ -29,6 +32,15 @@ def patch(seed: int, neurons: int = 1, activation: int = 0) -> Patch:
         "activations": torch.full((neurons,), activation, dtype=torch.uint8),
     }
     return Patch(header(TransformerPatcher()), tensors)
+
+
+@pytest.fixture(scope="module", autouse=True, params=["coarse", "fine"])
+def searched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test twice: candidates found by the product in bfloat16 first, and by that in float32 alone."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bank_module, "COARSE_FROM", 1 if request.param == "coarse" else 10**9)
+        patched.setattr(bank_module, "multiplies_bfloat16", lambda device: True)
+        yield
 
 
 PATCHES = [patch(seed, neurons=1 + seed % 3) for seed in range(9)]
@@ -201,6 +213,45 @@ def test_growing_by_one_copies_the_storage_only_now_and_then() -> None:
         bank = bank.extend([patch(seed)])
         storages.add(bank._columns["keys"].data_ptr())
     assert len(storages) <= 5
+
+
+def test_a_bank_that_is_dropped_gives_its_room_to_the_next() -> None:
+    bank = bank_of([])
+    for seed in range(17):  # at the end there is room for more
+        bank = bank.extend([patch(seed)])
+    storage = bank._columns["keys"].data_ptr()
+    for seed in range(100, 140):
+        tried = bank.extend([patch(seed)])
+        assert tried._columns["keys"].data_ptr() == storage
+        del tried
+    grown = bank.extend([patch(200)])
+    assert grown._columns["keys"].data_ptr() == storage
+    fresh = bank_of([*(patch(seed) for seed in range(17)), patch(200)])
+    queries, residuals = rows(8)
+    expected = fresh.apply(queries, residuals, *all_alive(fresh, 8))[0]
+    assert torch.equal(grown.apply(queries, residuals, *all_alive(grown, 8))[0], expected)
+
+
+def test_a_bank_that_others_grew_out_of_may_go() -> None:
+    queries, residuals = rows(8)
+    root = bank_of(PATCHES[:3])
+    middle = root.extend(PATCHES[3:5])
+    longest = middle.extend(PATCHES[5:6])
+    del middle
+    other = root.extend(PATCHES[6:8])
+    for bank, patches in ((longest, PATCHES[:6]), (other, [*PATCHES[:3], *PATCHES[6:8]])):
+        fresh = bank_of(patches)
+        expected = fresh.apply(queries, residuals, *all_alive(fresh, 8))[0]
+        assert torch.equal(bank.apply(queries, residuals, *all_alive(bank, 8))[0], expected)
+
+
+def test_a_row_of_nan_fires_nothing() -> None:
+    queries, residuals = rows(3)
+    queries[1] = torch.nan
+    bank = bank_of(PATCHES)
+    _, firing = bank.apply(queries, residuals, *all_alive(bank, 3))
+    assert 1 not in firing.rows
+    assert {0, 2} == set(firing.rows.tolist())
 
 
 def test_a_pre_activation_of_exactly_zero_does_not_fire() -> None:

@@ -265,3 +265,54 @@ def test_lengths_that_cannot_be_are_refused(lengths: Tensor, sentence: str) -> N
 def test_rows_with_other_tensors_are_refused_by_their_names(form: str, changed: dict[str, Tensor]) -> None:
     with pytest.raises(CorruptPatch, match=r"hold the tensors .*labels.*queries, residuals"):
         codec.decode_rows(stored_rows(form, **changed))
+
+
+def some_patches() -> list[Patch]:
+    """Of two layouts, in runs, among them one without any numbers."""
+    generator = torch.Generator().manual_seed(1)
+    other = replace(HEADER, site="another")
+    wide = [Patch(HEADER, {"keys": torch.randn(2, 8, generator=generator)}) for _ in range(3)]
+    named = [Patch(other, {"keys": torch.randn(2, 8, generator=generator)}) for _ in range(2)]
+    empty = [Patch(HEADER, {"keys": torch.zeros(0, 8)}) for _ in range(2)]
+    return [*wide, patch(), *named, *wide, *empty, patch(), patch()]
+
+
+def test_patches_decoded_together_are_those_decoded_one_by_one() -> None:
+    patches = some_patches()
+    decoded = codec.decode_each(codec.encode(one) for one in patches)
+    assert [one.header for one in decoded] == [one.header for one in patches]
+    for one, expected in zip(decoded, patches, strict=True):
+        assert one.tensors.keys() == expected.tensors.keys()
+        assert all(torch.equal(one.tensors[name], tensor) for name, tensor in expected.tensors.items())
+        assert all(one.tensors[name].dtype == tensor.dtype for name, tensor in expected.tensors.items())
+
+
+def test_one_corrupt_patch_among_many_is_refused() -> None:
+    good = codec.encode(patch())
+    for bad in (good[:-1], good + b"x", b"", good[:8] + b"[" + good[9:]):
+        with pytest.raises(CorruptPatch):
+            codec.decode_each([good, good, bad, good])
+
+
+def test_a_patch_with_nan_among_many_is_refused() -> None:
+    good = codec.encode(Patch(HEADER, {"keys": torch.ones(2, 8)}))
+    bad = bytearray(good)
+    bad[-4:] = struct.pack("<f", float("nan"))
+    with pytest.raises(NotFinite):
+        codec.decode_each([good, bytes(bad), good])
+
+
+def test_rows_decoded_together_are_those_decoded_one_by_one() -> None:
+    readings = [
+        Reading(Rows(torch.randn(count, 8), torch.randn(count, 8), torch.arange(count)), (count,), keys)
+        for count in (1, 1, 1, 2, 2, 1)
+        for keys in ({}, {}, {"up@first": torch.randn(1, 8)})
+    ]
+    decoded = codec.decode_rows_each(codec.encode_rows(reading) for reading in readings)
+    for one, expected in zip(decoded, readings, strict=True):
+        assert one.lengths == expected.lengths
+        assert torch.equal(one.rows.queries, expected.rows.queries)
+        assert torch.equal(one.rows.residuals, expected.rows.residuals)
+        assert torch.equal(one.rows.labels, expected.rows.labels)
+        assert one.keys.keys() == expected.keys.keys()
+        assert all(torch.equal(one.keys[name], keys) for name, keys in expected.keys.items())
