@@ -3,8 +3,8 @@
     database, tables, canonical     the databases, the tables, and the text of what is hashed
     scope                           one model's transactions
     history, changes, succession    how an event, a revision and a change of standing are written
-    edits, archive                  the queue and the records; with what follows, together a Ledger
-    revisions, refits               the sets of live patches, and new patches for broken edits
+    intake, edits, archive          the way into the queue, the queue and the records; with what follows, a Ledger
+    commits, revisions, refits      going live, the sets of live patches, and new patches for broken edits
     patches, guards, audit          patches and guards, and the check of it all
     lock                            who may work the queue
 
@@ -22,9 +22,11 @@ from sqlalchemy import Connection, inspect, select
 from app.store import changes
 from app.store.archive import Archive
 from app.store.audit import Audit
+from app.store.commits import Commits
 from app.store.database import Database, UnsupportedDatabase, dialect_insert
 from app.store.edits import Queue
 from app.store.guards import Guards
+from app.store.intake import Intake
 from app.store.lock import QueueLock, queue_lock
 from app.store.patches import Patches
 from app.store.records import (
@@ -42,6 +44,7 @@ from app.store.records import (
     Json,
     Learned,
     LedgerPatch,
+    LoadedPatch,
     ModelIdentity,
     Page,
     PatchSummary,
@@ -72,6 +75,7 @@ __all__ = [
     "Learned",
     "Ledger",
     "LedgerPatch",
+    "LoadedPatch",
     "ModelIdentity",
     "Page",
     "PatchSummary",
@@ -85,7 +89,7 @@ __all__ = [
 ]
 
 
-class Ledger(Queue, Archive, Revisions, Refits, Patches, Guards, Audit):
+class Ledger(Intake, Queue, Archive, Commits, Revisions, Refits, Patches, Guards, Audit):
     """Everything of one model. Safe to share between threads: each method is one transaction of its own."""
 
     def queue_lock(self) -> QueueLock:

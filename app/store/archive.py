@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, select
+from sqlalchemy import Connection, Row, Select, and_, case, select
 
 from app.errors import NotFound, Unprocessable
 from app.store import history
-from app.store.database import dialect_insert
+from app.store.database import chunks, dialect_insert
 from app.store.records import Draft, EditRecord, Evidence, HistoryRow, Page, PatchSummary, Status
 from app.store.scope import Model, Scope
 from app.store.tables import blobs, edits, hits, patches
@@ -20,7 +20,7 @@ from app.store.tables import blobs, edits, hits, patches
 _LONGEST_SEARCH = 1000
 _LARGEST_NUMBER = 2**31 - 1
 
-_RECORDS = (
+RECORDS = (
     select(
         edits,
         patches.c.sha256.label("patch_sha256"),
@@ -57,7 +57,7 @@ class Archive(Scope):
         q: is found in input, target or reason, whatever the case. cursor: from the page before; edits
         accepted since do not shift what follows it. Raises Unprocessable for a cursor that no page gave.
         """
-        wanted = _RECORDS.where(edits.c.model_id == self._model.id)
+        wanted = RECORDS.where(edits.c.model_id == self._model.id)
         if status is not None:
             wanted = wanted.where(edits.c.status == status)
         if editor is not None:
@@ -73,6 +73,11 @@ class Archive(Scope):
             items=tuple(_record(row) for row in shown),
             next_cursor=str(shown[-1].number) if len(rows) > limit else None,
         )
+
+    def records(self, edit_ids: Sequence[str]) -> dict[str, EditRecord]:
+        """Those of the edits that there are, by id, without their histories."""
+        with self._reading() as connection:
+            return {record.id: record for record in read_each(connection, self._model, edit_ids)}
 
     def history(self, edit_id: str, after: int = 0) -> tuple[HistoryRow, ...]:
         """What happened to the edit since the row numbered `after`, oldest first."""
@@ -97,9 +102,31 @@ class Archive(Scope):
             connection.execute(statement, sorted(values, key=lambda value: str(value["edit_id"])))
 
 
+def read_all(connection: Connection, wanted: Select[Any]) -> list[EditRecord]:
+    """The edits that a selection from RECORDS gives, in its order, without their histories."""
+    return [_record(row) for row in connection.execute(wanted)]
+
+
+def read_each(connection: Connection, model: Model, edit_ids: Sequence[str]) -> list[EditRecord]:
+    """Those of the edits that there are, oldest first, without their histories."""
+    found = rows_of(connection, model, RECORDS, edit_ids)
+    return [_record(row) for row in sorted(found, key=lambda row: row.number)]
+
+
+def rows_of(connection: Connection, model: Model, wanted: Select[Any], edit_ids: Sequence[str]) -> list[Row[Any]]:
+    """What `wanted`, a selection of edits with their `model_id`, gives of those of these edits that there are."""
+    return [
+        row
+        for piece in chunks(edit_ids)
+        for row in connection.execute(wanted.where(edits.c.id.in_(piece)))
+        # Asked for the model too, or for anything else, SQLite would go through all edits of the model for many ids.
+        if row.model_id == model.id
+    ]
+
+
 def read(connection: Connection, model: Model, edit_id: str) -> EditRecord:
     """The edit with its history, inside a transaction. Raises NotFound."""
-    row = connection.execute(_RECORDS.where(edits.c.model_id == model.id, edits.c.id == edit_id)).one_or_none()
+    row = connection.execute(RECORDS.where(edits.c.model_id == model.id, edits.c.id == edit_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no edit {edit_id}.")
     return replace(_record(row), history=history.of_edit(connection, model, edit_id, after=0))

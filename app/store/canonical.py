@@ -11,9 +11,19 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def _plain(value: object) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value.")
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+_WRITTEN = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_plain)
+
+
 def canonical(value: object) -> str:
     """The canonical text of a JSON value. Raises ValueError for NaN and infinity, which JSON does not have."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+    return _CANONICAL.encode(value)
 
 
 def digest(value: object) -> str:
@@ -23,10 +33,4 @@ def digest(value: object) -> str:
 
 def written(value: object) -> str:
     """JSON text for keeping: like the canonical one, but keys stay in the order in which the writer put them."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_plain)
-
-
-def _plain(value: object) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} is no JSON value.")
+    return _WRITTEN.encode(value)

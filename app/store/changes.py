@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
@@ -16,10 +17,17 @@ from app.store.database import chunks
 from app.store.history import Event, Happening
 from app.store.records import Cause, Json, Learned, LedgerPatch, RevisionRecord
 from app.store.scope import Model
-from app.store.tables import edits, revisions, spans, time_text
+from app.store.tables import revisions, spans, time_text
 
 COVERED: Json = {"reverted_at": None, "reverted_revision": None, "refit_due": None}
 """How an edit stands that another one supersedes."""
+
+_LAST = (
+    select(revisions.c.number, revisions.c.hash)
+    .where(revisions.c.model_id == bindparam("model_id"))
+    .order_by(revisions.c.number.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +40,38 @@ class Change:
     at: datetime
     opened: tuple[LedgerPatch, ...] = ()
     closed: tuple[LedgerPatch, ...] = ()
+    learned: Learned | None = None  # the opened patch itself, when it goes live for the first time
 
 
 def begin(connection: Connection, model: Model, actor: str, at: datetime) -> None:
     """Write revision 0, the unedited model."""
-    _insert(connection, model, 0, model.fingerprint, Change(Cause.BASE, None, actor, at))
+    base = _record(0, model.fingerprint, Change(Cause.BASE, None, actor, at))
+    connection.execute(insert(revisions), [_row(model, base)])
 
 
-def write(connection: Connection, model: Model, change: Change, learned: Learned | None = None) -> RevisionRecord:
-    """Append a revision. `learned` belongs to the opened patch when that goes live for the first time."""
-    parent = connection.execute(
-        select(revisions.c.number, revisions.c.hash)
-        .where(revisions.c.model_id == model.id)
-        .order_by(revisions.c.number.desc())
-        .limit(1)
-    ).one()
-    record = _insert(connection, model, parent.number + 1, parent.hash, change)
-    if learned is not None:
-        (patch,) = change.opened
-        patches.keep(connection, model, patch, learned, since=record.number)
-    _open(connection, model, change.opened, record.number)
-    _close(connection, model, _numbers(change.closed), record.number)
+def write(connection: Connection, model: Model, change: Change) -> RevisionRecord:
+    """Append a revision."""
+    (record,) = write_each(connection, model, [change])
     return record
+
+
+def write_each(connection: Connection, model: Model, changes: Sequence[Change]) -> list[RevisionRecord]:
+    """Append a revision a change, each the parent of the next."""
+    parent = connection.execute(_LAST, {"model_id": model.id}).one()
+    records: list[RevisionRecord] = []
+    previous: str = parent.hash
+    for number, change in enumerate(changes, start=parent.number + 1):
+        records.append(_record(number, previous, change))
+        previous = records[-1].hash
+    for piece in chunks(records):
+        connection.execute(insert(revisions), [_row(model, record) for record in piece])
+    written = list(zip(records, changes, strict=True))
+    fresh = [(change.opened[0], change.learned, record.number) for record, change in written if change.learned]
+    patches.keep(connection, model, fresh)
+    _open(connection, model, [(patch.number, record.number) for record, change in written for patch in change.opened])
+    for record, change in written:
+        _close(connection, model, _numbers(change.closed), record.number)
+    return records
 
 
 def happening(event: Event, record: RevisionRecord, **detail: object) -> Happening:
@@ -61,9 +79,10 @@ def happening(event: Event, record: RevisionRecord, **detail: object) -> Happeni
     return Happening(event, record.actor, record.at, {"revision": record.number, **detail})
 
 
-def entered(record: RevisionRecord) -> Json:
-    """How an edit stands that the revision makes live."""
-    return {"revision": record.number, **COVERED}
+def entered(record: RevisionRecord, patch: LedgerPatch | None = None) -> Json:
+    """How an edit stands that the revision makes live: with the patch that it had, or with this one."""
+    patched = {} if patch is None else {"patch": patch.number}
+    return {"revision": record.number, **patched, **COVERED}
 
 
 def left(record: RevisionRecord) -> Json:
@@ -87,31 +106,29 @@ def revision_hash(parent: str, number: int, change: Change) -> str:
     )
 
 
-def _insert(connection: Connection, model: Model, number: int, parent_hash: str, change: Change) -> RevisionRecord:
-    record = RevisionRecord(
-        number, change.cause, change.edit_id, change.actor, change.at, revision_hash(parent_hash, number, change)
-    )
-    connection.execute(
-        insert(revisions).values(
-            model_id=model.id,
-            number=number,
-            parent=number - 1 if number else None,
-            cause=record.cause,
-            edit_id=record.edit_id,
-            actor=record.actor,
-            at=record.at,
-            hash=record.hash,
-        )
-    )
-    return record
+def _record(number: int, parent_hash: str, change: Change) -> RevisionRecord:
+    sealed = revision_hash(parent_hash, number, change)
+    return RevisionRecord(number, change.cause, change.edit_id, change.actor, change.at, sealed)
 
 
-def _open(connection: Connection, model: Model, opened: Sequence[LedgerPatch], revision: int) -> None:
-    entering = update(edits).where(edits.c.id == bindparam("its_id")).values(patch=bindparam("its_patch"))
+def _row(model: Model, record: RevisionRecord) -> dict[str, Any]:
+    return {
+        "model_id": model.id,
+        "number": record.number,
+        "parent": record.number - 1 if record.number else None,
+        "cause": record.cause,
+        "edit_id": record.edit_id,
+        "actor": record.actor,
+        "at": record.at,
+        "hash": record.hash,
+    }
+
+
+def _open(connection: Connection, model: Model, opened: Sequence[tuple[int, int]]) -> None:
+    """Open a span for each number of a patch, in the revision beside it."""
     for piece in chunks(opened):
-        rows = [{"model_id": model.id, "patch": patch.number, "since": revision} for patch in piece]
+        rows = [{"model_id": model.id, "patch": number, "since": revision} for number, revision in piece]
         connection.execute(insert(spans), rows)
-        connection.execute(entering, [{"its_id": patch.edit_id, "its_patch": patch.number} for patch in piece])
 
 
 def _close(connection: Connection, model: Model, numbers: Sequence[int], revision: int) -> None:

@@ -5,6 +5,7 @@ An edit's status follows from the last thing that happened to it, so both are wr
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from app.store.canonical import digest
 from app.store.database import chunks
@@ -60,6 +61,14 @@ STATUS_AFTER: Mapping[Event, Status] = MappingProxyType(
 """Where each event leaves its edit."""
 
 
+_LAST = (
+    select(history.c.seq, history.c.hash)
+    .where(history.c.model_id == bindparam("model_id"))
+    .order_by(history.c.seq.desc())
+    .limit(1)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Happening:
     """One event, before it is written: it may befall several edits at once."""
@@ -68,6 +77,15 @@ class Happening:
     actor: str
     at: datetime
     detail: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What befalls one edit, and the columns that are set beside its status."""
+
+    happening: Happening
+    edit_id: str
+    values: Json
 
 
 def move(
@@ -80,11 +98,30 @@ def move(
     append(connection, model, happening, edit_ids)
 
 
+def move_each(connection: Connection, model: Model, moves: Sequence[Move]) -> None:
+    """As `move`, for edits to which different things happen; no edit twice. History is written in this order."""
+    rows: defaultdict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for each in moves:
+        values = {**each.values, "status": STATUS_AFTER[each.happening.event], "its_id": each.edit_id}
+        rows[tuple(values)].append(values)
+    for alike in rows.values():  # one statement sets the same columns in all of its rows
+        for piece in chunks(alike):
+            connection.execute(update(edits).where(edits.c.id == bindparam("its_id")), piece)
+    append_each(connection, model, [(each.happening, each.edit_id) for each in moves])
+
+
 def append(connection: Connection, model: Model, happening: Happening, edit_ids: Sequence[str | None]) -> None:
     """Write one row an edit at the end of the model's chain. None stands for the model itself."""
+    append_each(connection, model, [(happening, edit_id) for edit_id in edit_ids])
+
+
+def append_each(connection: Connection, model: Model, happenings: Sequence[tuple[Happening, str | None]]) -> None:
+    """As `append`, for different happenings, in this order."""
+    if not happenings:
+        return
     seq, previous = _end(connection, model)
     rows: list[dict[str, Any]] = []
-    for number, edit_id in enumerate(edit_ids, start=seq + 1):
+    for number, (happening, edit_id) in enumerate(happenings, start=seq + 1):
         row = {
             "seq": number,
             "edit_id": edit_id,
@@ -126,12 +163,7 @@ def of_edit(connection: Connection, model: Model, edit_id: str, *, after: int) -
 
 def _end(connection: Connection, model: Model) -> tuple[int, str]:
     """The last row's seq and hash; before the first row, what the chain starts from."""
-    last = connection.execute(
-        select(history.c.seq, history.c.hash)
-        .where(history.c.model_id == model.id)
-        .order_by(history.c.seq.desc())
-        .limit(1)
-    ).one_or_none()
+    last = connection.execute(_LAST, {"model_id": model.id}).one_or_none()
     return (0, model.fingerprint) if last is None else (last.seq, last.hash)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import starmap
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, union, update
@@ -11,9 +12,11 @@ from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select
 from app.errors import NotFound
 from app.store.archive import evidence_values
 from app.store.database import chunks, dialect_insert
-from app.store.records import Changes, Json, Learned, LedgerPatch, Span
+from app.store.records import Changes, Json, Learned, LedgerPatch, LoadedPatch, Span, Status
 from app.store.scope import HeadMoved, Model, Scope
 from app.store.tables import activations, blobs, edits, patches, revisions, spans
+
+_LOADED_AT_ONCE = 256  # patches, each of which may be large
 
 
 class Patches(Scope):
@@ -33,6 +36,19 @@ class Patches(Scope):
                 patches=placed(connection, self._model, patches.c.since > after),
                 spans=self._spans(connection, after),
             )
+
+    def loaded(self, wanted: Sequence[LedgerPatch]) -> Iterator[LoadedPatch]:
+        """These patches, which follow each other in ledger order as in Changes, with their contents, a few at a time.
+
+        Nothing of it ever changes, so no snapshot is held meanwhile. Raises NotFound.
+        """
+        for start in range(0, len(wanted), _LOADED_AT_ONCE):
+            piece = wanted[start : start + _LOADED_AT_ONCE]
+            contents = self._contents(piece[0].number, piece[-1].number)
+            for patch in piece:
+                if patch.number not in contents:
+                    raise NotFound(f"There is no patch number {patch.number}.")
+                yield LoadedPatch(patch, *contents[patch.number])
 
     def patch_bytes(self, numbers: Sequence[int]) -> list[bytes]:
         """The bytes of the patches of these numbers, in that order. Raises NotFound."""
@@ -89,11 +105,23 @@ class Patches(Scope):
                 found.update((row.id, (row.input, *row.rephrases)) for row in rows)
         return found
 
+    def _contents(self, first: int, last: int) -> dict[int, tuple[bytes, bytes, tuple[str, ...]]]:
+        """Bytes, activations and texts of the patches from the number `first` to `last`, by number."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                select(patches.c.number, blobs.c.bytes, activations.c.bytes, edits.c.input, edits.c.rephrases)
+                .join(blobs, blobs.c.sha256 == patches.c.sha256)
+                .join(activations, activations.c.edit_id == patches.c.edit_id)
+                .join(edits, edits.c.id == patches.c.edit_id)
+                .where(patches.c.model_id == self._model.id, patches.c.number.between(first, last))
+            ).all()
+        return {number: (data, read, (text, *rephrases)) for number, data, read, text, rephrases in rows}
+
     def _spans(self, connection: Connection, after: int) -> tuple[Span, ...]:
         mine = select(spans.c.patch, spans.c.since, spans.c.until).where(spans.c.model_id == self._model.id)
         # Two searches by index rather than one OR, which either database may answer by reading everything.
         changed = union(mine.where(spans.c.since > after), mine.where(spans.c.until > after)).order_by("patch", "since")
-        return tuple(Span(row.patch, row.since, row.until) for row in connection.execute(changed))
+        return tuple(starmap(Span, connection.execute(changed).all()))
 
 
 def head_of(connection: Connection, model: Model) -> int:
@@ -119,20 +147,7 @@ def check_head(connection: Connection, model: Model, expected: int) -> None:
 
 def placed(connection: Connection, model: Model, *where: ColumnElement[bool]) -> tuple[LedgerPatch, ...]:
     """The model's patches that fulfil these conditions, in ledger order."""
-    rows = connection.execute(
-        select(
-            patches.c.number,
-            patches.c.sha256,
-            patches.c.edit_id,
-            edits.c.supersedes,
-            edits.c.target,
-            edits.c.input_key,
-        )
-        .join(edits, edits.c.id == patches.c.edit_id)
-        .where(patches.c.model_id == model.id, *where)
-        .order_by(patches.c.number)
-    )
-    return tuple(LedgerPatch(**row) for row in rows.mappings())
+    return _placed(connection, patches.c.model_id == model.id, *where)
 
 
 def live_in(connection: Connection, model: Model, number: int) -> tuple[LedgerPatch, ...]:
@@ -145,9 +160,18 @@ def live_in(connection: Connection, model: Model, number: int) -> tuple[LedgerPa
     return placed(connection, model, patches.c.number.in_(live))
 
 
-def of_edits(connection: Connection, model: Model, edit_ids: Sequence[str]) -> tuple[LedgerPatch, ...]:
+def of_edits(connection: Connection, edit_ids: Sequence[str]) -> tuple[LedgerPatch, ...]:
     """The patches with which these edits are, or were last, live, in ledger order."""
-    return placed(connection, model, edits.c.id.in_(edit_ids), patches.c.number == edits.c.patch)
+    return _placed(connection, edits.c.id.in_(edit_ids), patches.c.number == edits.c.patch)
+
+
+def live_of(connection: Connection, edit_ids: Sequence[str | None]) -> dict[str, LedgerPatch]:
+    """The patches of those of these edits that are live, by edit. None stands for no edit."""
+    found: dict[str, LedgerPatch] = {}
+    for piece in chunks([edit_id for edit_id in edit_ids if edit_id is not None]):
+        live = (edits.c.id.in_(piece), edits.c.status == Status.LIVE, patches.c.number == edits.c.patch)
+        found.update((patch.edit_id, patch) for patch in _placed(connection, *live))
+    return found
 
 
 def replaced(connection: Connection, model: Model) -> tuple[LedgerPatch, ...]:
@@ -155,40 +179,72 @@ def replaced(connection: Connection, model: Model) -> tuple[LedgerPatch, ...]:
     return placed(connection, model, patches.c.number != edits.c.patch)
 
 
-def next_patch(connection: Connection, model: Model, edit: Row[Any], learned: Learned) -> LedgerPatch:
-    """What was learned for an edit, as the next patch that goes live for the first time."""
+def next_patches(
+    connection: Connection, model: Model, brought: Sequence[tuple[Row[Any], Learned]]
+) -> list[LedgerPatch]:
+    """What was learned for each edit, as the next patches that go live for the first time."""
     last = connection.scalar(select(func.max(patches.c.number)).where(patches.c.model_id == model.id))
-    number = 0 if last is None else last + 1
-    return LedgerPatch(number, learned.sha256, edit.id, edit.supersedes, edit.target, edit.input_key)
+    return [
+        LedgerPatch(number, learned.sha256, edit.id, edit.supersedes, edit.target, edit.input_key)
+        for number, (edit, learned) in enumerate(brought, start=0 if last is None else last + 1)
+    ]
 
 
-def keep(connection: Connection, model: Model, patch: LedgerPatch, learned: Learned, *, since: int) -> None:
-    """Keep a patch that goes live for the first time; equal bytes are kept once.
+def keep(connection: Connection, model: Model, fresh: Sequence[tuple[LedgerPatch, Learned, int]]) -> None:
+    """Keep patches that go live for the first time, in the revision beside each; equal bytes are kept once.
 
-    Raises ValueError if the bytes are not what their SHA-256 says.
+    Raises ValueError if the bytes of one are not what their SHA-256 says.
     """
-    if hashlib.sha256(learned.patch).hexdigest() != learned.sha256:
-        raise ValueError(f"The patch of the edit {patch.edit_id} does not have the SHA-256 {learned.sha256}.")
-    connection.execute(
-        dialect_insert(connection, blobs)
-        .values(sha256=learned.sha256, format=learned.format, size=len(learned.patch), bytes=learned.patch)
-        .on_conflict_do_nothing(index_elements=[blobs.c.sha256])
-    )
-    connection.execute(
-        insert(patches).values(
-            model_id=model.id,
-            number=patch.number,
-            edit_id=patch.edit_id,
-            sha256=patch.sha256,
-            since=since,
-            evidence=evidence_values(learned.evidence),
+    for patch, learned, _ in fresh:
+        if hashlib.sha256(learned.patch).hexdigest() != learned.sha256:
+            raise ValueError(f"The patch of the edit {patch.edit_id} does not have the SHA-256 {learned.sha256}.")
+    keeping = dialect_insert(connection, blobs).on_conflict_do_nothing(index_elements=[blobs.c.sha256])
+    # They are the edit's, whatever its patch.
+    remembering = dialect_insert(connection, activations).on_conflict_do_nothing(index_elements=[activations.c.edit_id])
+    for piece in chunks(fresh):
+        connection.execute(keeping, [_blob(learned) for _, learned, _ in piece])
+        connection.execute(insert(patches), [_row(model, patch, learned, since) for patch, learned, since in piece])
+        rows = [{"edit_id": patch.edit_id, "bytes": learned.activations} for patch, learned, _ in piece]
+        connection.execute(remembering, rows)
+
+
+def _blob(learned: Learned) -> dict[str, Any]:
+    return {
+        "sha256": learned.sha256,
+        "format": learned.format,
+        "size": len(learned.patch),
+        "bytes": learned.patch,
+    }
+
+
+def _row(model: Model, patch: LedgerPatch, learned: Learned, since: int) -> dict[str, Any]:
+    return {
+        "model_id": model.id,
+        "number": patch.number,
+        "edit_id": patch.edit_id,
+        "sha256": patch.sha256,
+        "since": since,
+        "evidence": evidence_values(learned.evidence),
+    }
+
+
+def _placed(connection: Connection, *where: ColumnElement[bool]) -> tuple[LedgerPatch, ...]:
+    # Edits named by their ids are sought by these alone: asked for the model too, SQLite would go through all of its
+    # patches for many ids.
+    rows = connection.execute(
+        select(
+            patches.c.number,
+            patches.c.sha256,
+            patches.c.edit_id,
+            edits.c.supersedes,
+            edits.c.target,
+            edits.c.input_key,
         )
+        .join(edits, edits.c.id == patches.c.edit_id)
+        .where(*where)
+        .order_by(patches.c.number)
     )
-    connection.execute(
-        dialect_insert(connection, activations)
-        .values(edit_id=patch.edit_id, bytes=learned.activations)
-        .on_conflict_do_nothing(index_elements=[activations.c.edit_id])  # they are the edit's, whatever its patch
-    )
+    return tuple(starmap(LedgerPatch, rows.all()))
 
 
 def evidence_with(connection: Connection, model: Model, number: int) -> Json:

@@ -34,6 +34,9 @@ class Status(StrEnum):
 IN_WORK = frozenset({Status.QUEUED, Status.FITTING, Status.JUDGING})
 """Edits that the queue still owes an end."""
 
+IN_HAND = frozenset({Status.FITTING, Status.JUDGING})
+"""Edits that a worker has claimed."""
+
 
 class Cause(StrEnum):
     """Why a revision was made."""
@@ -206,6 +209,16 @@ class LedgerPatch:
     supersedes: str | None
     target: str
     input_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPatch:
+    """A patch with all that a process needs to serve it and to judge others against it."""
+
+    patch: LedgerPatch
+    content: bytes
+    activations: bytes
+    texts: tuple[str, ...]  # the edit's input, and its rephrases
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,14 +46,14 @@ class Refits(Scope):
             if edit.status != Status.LIVE or edit.refit_due is None:
                 return None
             patches.check_head(connection, self._model, expected_head)
-            closed = patches.of_edits(connection, self._model, [edit_id])
-            opened = patches.next_patch(connection, self._model, edit, learned)
-            change = Change(Cause.REFIT, edit_id, SERVICE, datetime.now(UTC), opened=(opened,), closed=closed)
-            record = changes.write(connection, self._model, change, learned)
+            closed = patches.of_edits(connection, [edit_id])
+            (opened,) = patches.next_patches(connection, self._model, [(edit, learned)])
+            change = Change(Cause.REFIT, edit_id, SERVICE, datetime.now(UTC), (opened,), closed, learned)
+            record = changes.write(connection, self._model, change)
             evidence = archive.evidence_values(learned.evidence)
             told = {"patch": learned.sha256, "replaced": closed[0].sha256, "evidence": digest(evidence)}
             refitted = happening(Event.REFITTED, record, **told)
-            move(connection, self._model, refitted, [edit_id], {**evidence, **entered(record)})
+            move(connection, self._model, refitted, [edit_id], {**evidence, **entered(record, opened)})
             return record
 
     def refit_failed(self, edit_id: str, *, reason: str, verdict: Json | None) -> bool:
@@ -88,12 +88,6 @@ def mark_broken(
 
 def _live_of(connection: Connection, model: Model, edit_ids: Sequence[str]) -> list[str]:
     """Those of the edits that are live, in the order in which they were accepted."""
-    found: dict[int, str] = {}
-    for piece in chunks(edit_ids):
-        rows = connection.execute(
-            select(edits.c.number, edits.c.id).where(
-                edits.c.model_id == model.id, edits.c.id.in_(piece), edits.c.status == Status.LIVE
-            )
-        )
-        found.update((row.number, row.id) for row in rows)
-    return [found[number] for number in sorted(found)]
+    standing = select(edits.c.model_id, edits.c.id, edits.c.number, edits.c.status)
+    found = archive.rows_of(connection, model, standing, edit_ids)
+    return [row.id for row in sorted(found, key=lambda row: row.number) if row.status == Status.LIVE]

@@ -22,7 +22,6 @@ from app.store.records import (
     Cause,
     Evidence,
     Json,
-    Learned,
     LedgerPatch,
     RevisionPage,
     RevisionRecord,
@@ -31,7 +30,7 @@ from app.store.records import (
 from app.store.refits import mark_broken
 from app.store.scope import Scope
 from app.store.succession import (
-    check_conflicts,
+    Answers,
     edit_row,
     ever_live,
     orphans,
@@ -74,28 +73,6 @@ class Revisions(Scope):
         with self._reading() as connection:
             return returning(connection, self._model, edit_row(connection, self._model, edit_id))
 
-    def commit(self, edit_id: str, learned: Learned, *, expected_head: int) -> RevisionRecord | None:
-        """Make a judged edit live: its patch, the revision, the end of what it supersedes. None if it was cancelled.
-
-        Raises ConflictingEdit if another answer for its input went live meanwhile, HeadMoved if anything did.
-        """
-        with self._writing() as connection:
-            edit = edit_row(connection, self._model, edit_id)
-            if edit.status not in (Status.FITTING, Status.JUDGING):
-                return None
-            check_conflicts(connection, self._model, edit, besides={edit_id, edit.supersedes})
-            patches.check_head(connection, self._model, expected_head)
-            patch = patches.next_patch(connection, self._model, edit, learned)
-            below = self._live_below(connection, edit)
-            change = Change(Cause.EDIT, edit_id, edit.actor, datetime.now(UTC), opened=(patch,), closed=below)
-            record = changes.write(connection, self._model, change, learned)
-            evidence = evidence_values(learned.evidence)
-            live = happening(Event.LIVE, record, patch=learned.sha256, evidence=digest(evidence))
-            values = {**evidence, **entered(record), "finished_at": record.at}
-            move(connection, self._model, live, [edit_id], values)
-            self._supersede(connection, record, below)
-            return record
-
     def revert(
         self,
         edit_id: str,
@@ -120,8 +97,8 @@ class Revisions(Scope):
             patches.check_head(connection, self._model, expected_head)
             freed = [row.id for row in orphans(connection, self._model, edit)]
             back = returning(connection, self._model, edit)
-            opened = patches.of_edits(connection, self._model, [back]) if back else ()
-            closed = patches.of_edits(connection, self._model, [edit_id])
+            opened = patches.of_edits(connection, [back]) if back else ()
+            closed = patches.of_edits(connection, [edit_id])
             change = Change(Cause.REVERT, edit_id, actor, datetime.now(UTC), opened=opened, closed=closed)
             record = changes.write(connection, self._model, change)
             reverted = happening(Event.REVERTED, record, reason=reason, verdict=verdict)
@@ -142,13 +119,13 @@ class Revisions(Scope):
             edit = edit_row(connection, self._model, edit_id)
             if edit.status != Status.REVERTED:
                 raise NotReverted(f"The edit {edit_id} is {edit.status}; only a reverted edit can be applied again.")
-            check_conflicts(connection, self._model, edit, besides={edit_id, edit.supersedes})
+            Answers(connection, self._model, [edit.input_key]).check(edit)
             above = successor(connection, edit_id)
             if above is not None:
                 raise ConflictingEdit(f"The edit {above} is live, and supersedes the edit {edit_id}.", [above])
             patches.check_head(connection, self._model, expected_head)
-            opened = patches.of_edits(connection, self._model, [edit_id])
-            below = self._live_below(connection, edit)
+            opened = patches.of_edits(connection, [edit_id])
+            below = tuple(patches.live_of(connection, [edit.supersedes]).values())
             change = Change(Cause.REAPPLY, edit_id, actor, datetime.now(UTC), opened=opened, closed=below)
             record = changes.write(connection, self._model, change)
             evidence = evidence_values(Evidence(edit.before, after, verdict, edit.fit))
@@ -185,12 +162,6 @@ class Revisions(Scope):
             self._exchange(connection, record, restored, exchanged)
             return record
 
-    def _live_below(self, connection: Connection, edit: Row[Any]) -> tuple[LedgerPatch, ...]:
-        """The patch of the edit that this one supersedes, if it is live; it may have been reverted meanwhile."""
-        if edit.supersedes is None or edit_row(connection, self._model, edit.supersedes).status != Status.LIVE:
-            return ()
-        return patches.of_edits(connection, self._model, [edit.supersedes])
-
     def _exchange(
         self, connection: Connection, record: RevisionRecord, restored: Happening, exchanged: Sequence[LedgerPatch]
     ) -> None:
@@ -198,7 +169,7 @@ class Revisions(Scope):
         for patch in exchanged:
             evidence = patches.evidence_with(connection, self._model, patch.number)
             told = {**restored.detail, "patch": patch.sha256, "evidence": digest(evidence)}
-            values = {**evidence, **entered(record)}
+            values = {**evidence, **entered(record, patch)}
             move(connection, self._model, replace(restored, detail=told), [patch.edit_id], values)
 
     def _supersede(self, connection: Connection, record: RevisionRecord, below: Sequence[LedgerPatch]) -> None:

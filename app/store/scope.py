@@ -48,5 +48,6 @@ class Scope:
     def _writing(self) -> Iterator[Connection]:
         """The model's only writer: numbers and hashes that follow from the last ones need no further care."""
         with self._database.writing() as connection:
-            connection.execute(select(models.c.id).where(models.c.id == self._model.id).with_for_update())
+            if self._database.is_postgresql:  # on SQLite the transaction itself is the only writer
+                connection.execute(select(models.c.id).where(models.c.id == self._model.id).with_for_update())
             yield connection

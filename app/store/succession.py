@@ -7,13 +7,16 @@ while it is live, that one is not.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Column, Connection, Row, select
 
 from app.errors import ConflictingEdit, NotFound
+from app.store.archive import rows_of
+from app.store.database import chunks
 from app.store.records import Draft, Status
 from app.store.scope import Model
 from app.store.tables import edits
@@ -27,38 +30,66 @@ def edit_row(connection: Connection, model: Model, edit_id: str) -> Row[Any]:
     return row
 
 
+def edit_rows(
+    connection: Connection, model: Model, edit_ids: Sequence[str], columns: Sequence[Column[Any]]
+) -> list[Row[Any]]:
+    """These columns of the edits, and `id`, in the order of `edit_ids`. Raises NotFound."""
+    wanted = select(edits.c.model_id, edits.c.id, *columns)
+    found = {row.id: row for row in rows_of(connection, model, wanted, edit_ids)}
+    missing = [edit_id for edit_id in edit_ids if edit_id not in found]
+    if missing:
+        raise NotFound(f"There is no edit {missing[0]}.")
+    return [found[edit_id] for edit_id in edit_ids]
+
+
+def statuses(connection: Connection, model: Model, edit_ids: Sequence[str]) -> dict[str, Status]:
+    """How each of the edits stands. Raises NotFound."""
+    rows = edit_rows(connection, model, edit_ids, (edits.c.status,))
+    return {row.id: Status(row.status) for row in rows}
+
+
 def input_digest(input_key: str) -> str:
     """What edits are found by: an input key may be longer than an index takes."""
     return hashlib.sha256(input_key.encode()).hexdigest()
 
 
-def conflicts(
-    connection: Connection, model: Model, input_key: str, target: str, *, besides: Collection[str | None]
-) -> Sequence[str]:
-    """Live edits of the same input that want another answer, leaving out `besides`; oldest first."""
-    found = connection.scalars(
-        select(edits.c.id)
-        .where(
-            edits.c.model_id == model.id,
-            edits.c.input_digest == input_digest(input_key),
-            edits.c.status == Status.LIVE,
-            edits.c.target != target,
-        )
-        .order_by(edits.c.number)
-    )
-    return [edit_id for edit_id in found if edit_id not in besides]
+class Answers:
+    """The live edits of some inputs and what they want, as one transaction sees them."""
 
+    def __init__(self, connection: Connection, model: Model, input_keys: Collection[str]) -> None:
+        self._live: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)  # id and target, oldest first
+        self._replaced: set[str | None] = set()
+        for piece in chunks(sorted({input_digest(input_key) for input_key in input_keys})):
+            # Neither asked for what is live nor put in order by the database, which would go through every live edit,
+            # or through every edit, to spare itself one or the other.
+            rows = connection.execute(
+                select(edits.c.id, edits.c.number, edits.c.input_digest, edits.c.target, edits.c.status).where(
+                    edits.c.model_id == model.id, edits.c.input_digest.in_(piece)
+                )
+            )
+            for row in sorted(rows, key=lambda row: row.number):
+                if row.status == Status.LIVE:
+                    self._live[row.input_digest].append((row.id, row.target))
 
-def check_conflicts(
-    connection: Connection, model: Model, edit: Draft | Row[Any], *, besides: Collection[str | None]
-) -> None:
-    """Raise ConflictingEdit if a live edit other than `besides` wants another answer for this one's input."""
-    found = conflicts(connection, model, edit.input_key, edit.target, besides=besides)
-    if found:
-        named = ", ".join(found)
-        raise ConflictingEdit(
-            f"Another answer for this input is live: {named}. Name that edit in `supersedes` to replace it.", found
-        )
+    def against(self, edit: Draft | Row[Any], *, besides: Collection[str | None]) -> list[str]:
+        """Live edits of the same input that want another answer, leaving out `besides`; oldest first."""
+        gone = self._replaced.union(besides)
+        live = self._live[input_digest(edit.input_key)]
+        return [edit_id for edit_id, target in live if target != edit.target and edit_id not in gone]
+
+    def check(self, edit: Draft | Row[Any]) -> None:
+        """Raise ConflictingEdit if a live edit that this one does not supersede wants another answer for its input."""
+        found = self.against(edit, besides={edit.supersedes})
+        if found:
+            named = ", ".join(found)
+            raise ConflictingEdit(
+                f"Another answer for this input is live: {named}. Name that edit in `supersedes` to replace it.", found
+            )
+
+    def enter(self, edit: Row[Any]) -> None:
+        """From now on the edit is live, and what it supersedes is not."""
+        self._live[input_digest(edit.input_key)].append((edit.id, edit.target))
+        self._replaced.add(edit.supersedes)
 
 
 def successor(connection: Connection, edit_id: str, *, besides: str | None = None) -> str | None:
@@ -93,7 +124,7 @@ def orphans(connection: Connection, model: Model, edit: Row[Any]) -> Sequence[Ro
 def returning(connection: Connection, model: Model, edit: Row[Any]) -> str | None:
     """The edit that comes back when `edit` is reverted: the one it had superseded, unless another stands in its way."""
     for row in orphans(connection, model, edit)[:1]:
-        if not conflicts(connection, model, row.input_key, row.target, besides={edit.id}):
+        if not Answers(connection, model, [row.input_key]).against(row, besides={edit.id}):
             return str(row.id)
     return None
 

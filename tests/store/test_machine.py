@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from app.engine import Entry, Live
 from app.errors import Conflict, ConflictingEdit, NotLive, NotReverted
-from app.store import IN_WORK, Changes, Evidence, HeadMoved, Learned, Ledger, Status, Store
+from app.store import IN_WORK, Accepted, Changes, Evidence, HeadMoved, Learned, Ledger, Status, Store
 from editors.composition import Composition
 from tests.store.samples import IDENTITY, draft, learned
 
@@ -135,6 +135,41 @@ class LedgerOnPaper(RuleBasedStateMachine):
         if edit is not None:
             self.commit(self.in_work().index(edit), late=False, data=edit.text.encode())
 
+    @rule(reports=st.lists(st.tuples(TEXTS, LABELS), min_size=2, max_size=2))
+    def accept_together(self, reports: list[tuple[str, str]]) -> None:
+        noted = [Noted("", text, label, None) for text, label in reports]
+        drafts = [draft(text, label) for text, label in reports]
+        for edit, outcome in zip(noted, self.ledger.accept_each(drafts, actor="ann", limit=10_000), strict=True):
+            assert isinstance(outcome, ConflictingEdit) == self.conflict(edit)
+            if isinstance(outcome, Accepted):
+                edit.id = outcome.edit_id
+                self.edits.append(edit)
+
+    @rule(count=st.integers(1, 2))
+    def claim_together(self, count: int) -> None:
+        queued = [edit for edit in self.edits if edit.status is Status.QUEUED]
+        shown = [record.id for record in self.ledger.queued(count)]
+        assert shown == [edit.id for edit in queued[:count]]
+        assert [record.id for record in self.ledger.claim_these([edit.id for edit in self.edits[:1]] + shown)] == shown
+        for edit in queued[:count]:
+            edit.status = Status.FITTING
+
+    @precondition(lambda self: self.edits)
+    @rule(choice=CHOICE, backwards=st.booleans(), late=st.booleans(), data=DATA)
+    def commit_together(self, choice: int, backwards: bool, late: bool, data: bytes) -> None:
+        some = self.in_work()[:: -1 if backwards else 1][:2] or self.edits[choice % len(self.edits) :][:2]
+        with expected(HeadMoved, if_=late):
+            brought = [self.brought(edit, data, after=number) for number, edit in enumerate(some)]
+            records = self.ledger.commit_each(
+                [(patch.edit.id, patch.brought) for patch in brought], expected_head=self.head - late
+            )
+            expected_head = self.head
+            for patch in brought:
+                if patch.edit.status not in (Status.FITTING, Status.JUDGING) or self.conflict(patch.edit):
+                    break
+                self.enters(patch)
+            assert [record.number for record in records] == list(range(expected_head + 1, self.head + 1))
+
     @precondition(lambda self: self.edits)
     @rule(choice=CHOICE)
     def judge(self, choice: int) -> None:
@@ -157,19 +192,13 @@ class LedgerOnPaper(RuleBasedStateMachine):
     @rule(choice=CHOICE, late=st.booleans(), data=DATA)
     def commit(self, choice: int, late: bool, data: bytes) -> None:
         edit = self.in_work()[choice % len(self.in_work())]
-        superseded = edit.supersedes
         with (
             expected(ConflictingEdit, if_=self.conflict(edit)),
             expected(HeadMoved, if_=late and not self.conflict(edit)),
         ):
             patch = self.brought(edit, data)
             self.ledger.commit(edit.id, patch.brought, expected_head=self.head - late)
-            self.lay(patch)
-            edit.status = Status.LIVE
-            gone = [superseded] if superseded in self.live else []
-            for each in gone:
-                each.status = Status.SUPERSEDED
-            self.revise([each for each in self.live if each not in gone] + [edit])
+            self.enters(patch)
 
     @precondition(lambda self: self.edits)
     @rule(choice=CHOICE)
@@ -328,9 +357,19 @@ class LedgerOnPaper(RuleBasedStateMachine):
         blocked = any(lower.conflicts_with(other) for other in self.live if other is not edit)
         return None if blocked else lower
 
-    def brought(self, edit: Noted, data: bytes) -> Laid:
-        """A patch for an edit, whose fit is like no other's."""
-        brought = replace(learned(data), fit={"steps": len(self.order)})
+    def enters(self, patch: Laid) -> None:
+        """The patch goes live for the first time, and with it its edit, which may take another's place."""
+        edit = patch.edit
+        self.lay(patch)
+        edit.status = Status.LIVE
+        gone = [edit.supersedes] if edit.supersedes in self.live else []
+        for each in gone:
+            each.status = Status.SUPERSEDED
+        self.revise([each for each in self.live if each not in gone] + [edit])
+
+    def brought(self, edit: Noted, data: bytes, *, after: int = 0) -> Laid:
+        """A patch for an edit, whose fit is like no other's; that many others are brought before it."""
+        brought = replace(learned(data), fit={"steps": len(self.order) + after})
         return Laid(edit, brought, brought.after)
 
     def lay(self, patch: Laid) -> None:
