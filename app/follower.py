@@ -6,19 +6,22 @@ Start, an edit, a revert, a restore, and the changes of other processes all pass
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import structlog
 
 from app.engine import Engine, Entry, Live
-from app.memory import Memory
+from app.memory import Memory, Shelving
 from app.observe import Metrics
-from app.store import Changes, Ledger, LedgerPatch
+from app.store import Changes, Ledger, LoadedPatch
 from editors import codec
 from editors.errors import CorruptPatch
 from editors.registry import editor_named
 from editors.types import Editor, Patch
+
+AT_ONCE = 256
+"""Patches that are compiled together."""
 
 log = structlog.get_logger()
 
@@ -57,39 +60,34 @@ class Follower:
                 log.exception("cannot follow the ledger")
 
     def _follow(self, live: Live, changes: Changes) -> Live:
-        patches = [self._checked(patch, data) for patch, data in self._read(changes)]
-        edit_ids = [patch.edit_id for patch in changes.patches]
-        activations, texts = self._ledger.activations(edit_ids), self._ledger.texts(edit_ids)
-        for patch in changes.patches:
-            reading = codec.decode_rows(activations[patch.edit_id]).to(self._engine.model.device)
-            self._memory.edits.put(patch.edit_id, patch.input_key, texts[patch.edit_id], reading)
-        return Live(changes.head, live.overlay.extend(patches), _entries(live, changes))
+        overlay, device = live.overlay, self._engine.model.device
+        loaded = self._ledger.loaded(changes.patches)
+        while some := list(islice(loaded, AT_ONCE)):
+            overlay = overlay.extend(self._checked(some))
+            readings = codec.decode_rows_each(each.activations for each in some)
+            self._memory.edits.put(
+                [
+                    Shelving(each.patch.edit_id, each.patch.input_key, each.texts, reading.to(device))
+                    for each, reading in zip(some, readings, strict=True)
+                ]
+            )
+        fresh = [Entry(patch.edit_id, patch.supersedes, patch.input_key, patch.target) for patch in changes.patches]
+        spans = [(span.patch, (span.since, span.until)) for span in changes.spans]
+        return live.followed(changes.head, overlay, fresh, spans)
 
-    def _read(self, changes: Changes) -> list[tuple[LedgerPatch, bytes]]:
-        data = self._ledger.patch_bytes([patch.number for patch in changes.patches])
-        return list(zip(changes.patches, data, strict=True))
-
-    def _checked(self, patch: LedgerPatch, data: bytes) -> Patch:
+    def _checked(self, loaded: Sequence[LoadedPatch]) -> list[Patch]:
         model = self._engine.model
-        if codec.sha256(data) != patch.sha256:
-            raise CorruptPatch(f"The bytes of the patch of edit {patch.edit_id} are not those of {patch.sha256}.")
-        decoded = codec.decode(data)
-        editor = editor_named(decoded.header.editor, self._editors)
-        codec.check(decoded, base=model.fingerprint, sites=model.sites, dtype=model.dtype, editor=editor)
-        return decoded
+        for each in loaded:
+            if codec.sha256(each.content) != each.patch.sha256:
+                named = f"the patch of edit {each.patch.edit_id}"
+                raise CorruptPatch(f"The bytes of {named} are not those of {each.patch.sha256}.")
+        patches = codec.decode_each(each.content for each in loaded)
+        for patch in {patch.header: patch for patch in patches}.values():
+            editor = editor_named(patch.header.editor, self._editors)
+            codec.check(patch, base=model.fingerprint, sites=model.sites, dtype=model.dtype, editor=editor)
+        return patches
 
     def _show(self, live: Live) -> None:
         self._metrics.revision.set(live.revision)
         self._metrics.edits_live.set(int(live.alive.sum()))
         log.info("live", revision=live.revision, edits=int(live.alive.sum()))
-
-
-def _entries(live: Live, changes: Changes) -> tuple[Entry, ...]:
-    """The ledger's entries after `changes`: new patches at the end, spans opened and closed."""
-    fresh = (Entry(patch.edit_id, patch.supersedes, patch.input_key, patch.target) for patch in changes.patches)
-    entries = [*live.entries, *fresh]
-    for span in changes.spans:
-        former = [pair for pair in entries[span.patch].spans if pair[0] != span.since]
-        spans = sorted([*former, (span.since, span.until)], key=lambda pair: pair[0])
-        entries[span.patch] = replace(entries[span.patch], spans=tuple(spans))
-    return tuple(entries)

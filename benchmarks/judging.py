@@ -28,7 +28,7 @@ from rich.table import Table
 
 from app.engine import Entry, Live, View
 from app.judge import Exemption, Judge, Required
-from app.memory import Guard, Known, Memory, Said, Texts
+from app.memory import Guard, Known, Memory, Said, Shelving, Texts
 from app.memory.known import sureness
 from app.model import Model, load
 from app.model.builtin import builtin
@@ -83,7 +83,7 @@ def judged(model: Model, guard: Known, texts: Sequence[str], reading: Reading, p
     for number in range(live):
         _put(memory, number, texts, reading)
     present = _live(model, patches, live)
-    at_start = _timed(lambda: finish(judge.rows_of(present, [])))
+    at_start = _timed(lambda: finish(judge.rows_of(present, present.alive)))
     seconds, passed = [], 0
     for number in range(live, live + JUDGED):
         following = _live(model, patches, number + 1)
@@ -101,7 +101,7 @@ def judged(model: Model, guard: Known, texts: Sequence[str], reading: Reading, p
 
 
 def _put(memory: Memory, number: int, texts: Sequence[str], reading: Reading) -> None:
-    memory.edits.put(str(number), texts[number], [texts[number]], Reading(reading.of_text(number), (1,)))
+    memory.edits.put([Shelving(str(number), texts[number], [texts[number]], Reading(reading.of_text(number), (1,)))])
 
 
 def _live(model: Model, patches: Sequence[Patch], count: int) -> Live:

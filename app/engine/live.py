@@ -6,13 +6,23 @@ the present one without some edits are answered by the same overlay, in the same
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from editors.composition import Composition
+
+Span = tuple[int, int | None]
+"""A pair (since, until): something is live in revisions since <= n < until; None: it still is."""
+
+FEW = 64
+"""Changes up to which a revision is made from the one before it, instead of anew."""
+OPEN = torch.iinfo(torch.int64).max
+VIEWS_KEPT = 64
+"""Of how many revisions it is kept what was live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +31,14 @@ class Entry:
 
     An edit that was fitted again has several, of which never more than one is live.
 
-    spans: pairs (since, until); the patch is live in revisions since <= n < until, None: it still is.
+    spans: ascending.
     """
 
     edit_id: str
     supersedes: str | None
     input_key: str
     target: str
-    spans: tuple[tuple[int, int | None], ...] = ()
-
-    def live_in(self, revision: int) -> bool:
-        return any(since <= revision and (until is None or revision < until) for since, until in self.spans)
+    spans: tuple[Span, ...] = ()
 
     def entered(self, revision: int) -> int:
         """The last revision up to this one in which the patch went live; -1 if it had not."""
@@ -59,29 +66,107 @@ class View:
         return not bool(self.alive.any())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class Spans:
+    """The spans of all patches, so that it is one comparison which of them were live in a revision. Immutable."""
+
+    def __init__(self, patches: Tensor, since: Tensor, until: Tensor) -> None:
+        """(spans,) int64 each; `until` is OPEN for one that has not ended."""
+        self._patches, self._since, self._until = patches, since, until
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry]) -> Spans:
+        """The spans of these patches, numbered from 0."""
+        spans = [(number, *span) for number, entry in enumerate(entries) for span in entry.spans]
+        columns = [[number, since, OPEN if until is None else until] for number, since, until in spans]
+        return cls(*torch.tensor(columns, dtype=torch.int64).reshape(-1, 3).T.contiguous())
+
+    def with_spans(self, spans: Sequence[tuple[int, Span]]) -> Spans:
+        """With these of some patches, which are new, or take the place of those with the same beginning."""
+        patches, since, until = self._patches, self._since, self._until.clone()
+        for number, (begins, ends) in spans:
+            end = OPEN if ends is None else ends
+            known = (patches == number) & (since == begins)
+            until[known] = end
+            if not bool(known.any()):
+                added = zip((patches, since, until), (number, begins, end), strict=True)
+                patches, since, until = (torch.cat([column, column.new_tensor([value])]) for column, value in added)
+        return Spans(patches, since, until)
+
+    def alive_in(self, revision: int, count: int) -> Tensor:
+        """Which of so many patches were live in a revision: (count,) bool."""
+        alive = torch.zeros(count, dtype=torch.bool)
+        alive[self._patches[(self._since <= revision) & (revision < self._until)]] = True
+        return alive
+
+
+class Index:
+    """Numbers by names. What grew out of one another shares it, and takes of it what is its own: a number that was only
+    supposed, for a revision that never came, may be another's in the end.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, tuple[int, ...]] = {}
+
+    def add(self, name: str, number: int) -> None:
+        known = self._numbers.get(name, ())
+        if number not in known:
+            self._numbers[name] = tuple(sorted((*known, number)))
+
+    def get(self, name: str, end: int) -> tuple[int, ...]:
+        """The numbers below `end` that were ever noted under a name, ascending."""
+        return tuple(number for number in self._numbers.get(name, ()) if number < end)
+
+
 class Live:
-    """The newest revision this process knows. Immutable; a change makes another one."""
+    """One revision and all patches up to it. Immutable; patches are numbered in ledger order."""
 
-    revision: int
-    overlay: Composition
-    entries: tuple[Entry, ...]
-    edit_ids: tuple[str, ...] = field(init=False)
-    alive: Tensor = field(init=False)
-    _patches: Mapping[str, tuple[int, ...]] = field(init=False)
+    def __init__(self, revision: int, overlay: Composition, entries: Sequence[Entry]) -> None:
+        assert len(overlay) == len(entries)
+        self.revision, self.overlay = revision, overlay
+        self.entries = tuple(entries)
+        self.edit_ids = tuple(entry.edit_id for entry in self.entries)
+        self._by_edit, self._by_input = Index(), Index()
+        self._find(self.entries, 0)
+        self._spans = Spans.of(self.entries)
+        self._look()
 
-    def __post_init__(self) -> None:
-        assert len(self.overlay) == len(self.entries)
-        object.__setattr__(self, "edit_ids", tuple(entry.edit_id for entry in self.entries))
-        object.__setattr__(self, "alive", self._alive_in(self.revision))
-        patches: dict[str, tuple[int, ...]] = {}
-        for number, entry in enumerate(self.entries):
-            patches[entry.edit_id] = (*patches.get(entry.edit_id, ()), number)
-        object.__setattr__(self, "_patches", patches)
+    def followed(
+        self, revision: int, overlay: Composition, fresh: Sequence[Entry], spans: Sequence[tuple[int, Span]]
+    ) -> Live:
+        """The revision that comes after this one, or some revisions later.
+
+        overlay: with the patches of `fresh` entries at its end. spans: opened or closed since, with their patches.
+        """
+        entries = [*self.entries, *fresh]
+        for number, (since, until) in spans:
+            former = [pair for pair in entries[number].spans if pair[0] != since]
+            entries[number] = replace(entries[number], spans=tuple(sorted([*former, (since, until)], key=_since)))
+        if len(fresh) + len(spans) > FEW:
+            return Live(revision, overlay, entries)
+        made = copy(self)
+        made.revision, made.overlay, made.entries = revision, overlay, tuple(entries)
+        made.edit_ids = (*self.edit_ids, *(entry.edit_id for entry in fresh))
+        made._find(fresh, len(self.entries))
+        made._spans = self._spans.with_spans(spans)
+        made._look()
+        return made
+
+    def _find(self, entries: Sequence[Entry], start: int) -> None:
+        """Let these patches, numbered from `start`, be found by their edits and inputs."""
+        for number, entry in enumerate(entries, start):
+            self._by_edit.add(entry.edit_id, number)
+            self._by_input.add(entry.input_key, number)
+
+    def _look(self) -> None:
+        self.alive = self._spans.alive_in(self.revision, len(self.entries))
+        """(patches,) bool, on the CPU."""
+        self._bare = View(self.revision, self.overlay, torch.zeros_like(self.alive), self.edit_ids)
+        self._views: dict[int, View] = {self.revision: View(self.revision, self.overlay, self.alive, self.edit_ids)}
 
     def patches_of(self, edit_id: str) -> tuple[int, ...]:
         """The numbers of an edit's patches; none for an edit that never went live."""
-        return self._patches.get(edit_id, ())
+        numbers = self._by_edit.get(edit_id, len(self.entries))
+        return tuple(number for number in numbers if self.entries[number].edit_id == edit_id)
 
     def patch_of(self, edit_id: str, *, as_of: int | None = None) -> int | None:
         """The number of the patch with which an edit is, or was last, live, as of a revision (default: the newest).
@@ -95,16 +180,18 @@ class Live:
 
     def conflicting(self, input_key: str, target: str, *, besides: str | None) -> list[str]:
         """The live edits, other than `besides`, that want another answer for an input."""
-        alive = (self.entries[number] for number in self.alive.nonzero().flatten().tolist())
-        return [
-            entry.edit_id
-            for entry in alive
-            if entry.input_key == input_key and entry.target != target and entry.edit_id != besides
-        ]
+        numbers = self._by_input.get(input_key, len(self.entries))
+        alive = [self.entries[number] for number in numbers if self.alive[number]]
+        others = [entry for entry in alive if entry.input_key == input_key and entry.target != target]
+        return [entry.edit_id for entry in others if entry.edit_id != besides]
+
+    def live_entries(self) -> list[Entry]:
+        """The patches that are live, in ledger order."""
+        return [self.entries[number] for number in self.alive.nonzero().flatten().tolist()]
 
     def live_edits(self) -> list[str]:
         """The edits that are live, in ledger order."""
-        return [self.edit_ids[number] for number in self.alive.nonzero().flatten().tolist()]
+        return [entry.edit_id for entry in self.live_entries()]
 
     def view(self, *, as_of: int | None = None, exclude: Collection[str] = ()) -> View:
         """The patches of revision `as_of` (default: the newest) without those of the excluded edits.
@@ -113,17 +200,15 @@ class Live:
         """
         revision = self.revision if as_of is None else as_of
         assert 0 <= revision <= self.revision
-        alive = self.alive if as_of is None else self._alive_in(revision)
-        if exclude:
-            alive = self._without(alive, exclude, revision)
-        return View(revision, self.overlay, alive, self.edit_ids)
+        view = self._views.get(revision)
+        if view is None:
+            view = View(revision, self.overlay, self._spans.alive_in(revision, len(self.entries)), self.edit_ids)
+            self._views = dict([*self._views.items(), (revision, view)][-VIEWS_KEPT:])
+        return replace(view, alive=self._without(view.alive, exclude, revision)) if exclude else view
 
     def bare(self) -> View:
         """No patch at all: the unedited model."""
-        return View(self.revision, self.overlay, torch.zeros_like(self.alive), self.edit_ids)
-
-    def _alive_in(self, revision: int) -> Tensor:
-        return torch.tensor([entry.live_in(revision) for entry in self.entries], dtype=torch.bool)
+        return self._bare
 
     def _without(self, alive: Tensor, exclude: Collection[str], revision: int) -> Tensor:
         """As if the excluded edits were reverted one after the other in that revision."""
@@ -161,3 +246,7 @@ class Live:
         while replaced is not None:
             yield replaced
             replaced = self.entries[self.patches_of(replaced)[0]].supersedes  # every patch of an edit says the same
+
+
+def _since(span: Span) -> int:
+    return span[0]

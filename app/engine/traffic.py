@@ -21,37 +21,53 @@ class Reservoir:
 
     def __init__(self, capacity: int, *, seed: int = 0) -> None:
         self._capacity = capacity
-        self._kept: list[tuple[Tensor, Tensor, int]] = []
+        self._columns: Rows | None = None  # as many rows as may be kept, once it is known how wide they are
+        self._kept = 0
         self._offered = 0
+        self._rows: Rows | None = None  # what was given last, if nothing has changed since
         self._random = torch.Generator().manual_seed(seed)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return self._kept
 
     def offer(self, seen: Rows, confidence: float) -> None:
         """Consider the rows of one answer, on the CPU; `confidence` is the least probability that it was given."""
-        if confidence < CONFIDENT:
+        if confidence < CONFIDENT or not self._capacity:
             return
         with self._lock:
+            if self._columns is None:
+                self._columns = Rows(*(_room(column, self._capacity) for column in _columns(seen)))
             for index in range(len(seen)):
-                row = seen[index : index + 1]
-                self._offer_one((row.queries[0].clone(), row.residuals[0].clone(), int(row.labels[0])))
+                self._offer_one(seen, index)
 
     def rows(self) -> Rows | None:
         """What is remembered now; None while that is nothing."""
         with self._lock:
-            kept = list(self._kept)
-        if not kept:
-            return None
-        queries, residuals, labels = zip(*kept, strict=True)
-        return Rows(torch.stack(queries), torch.stack(residuals), torch.tensor(labels))
+            if self._columns is None or not self._kept:
+                return None
+            if self._rows is None:
+                self._rows = Rows(*(column[: self._kept].clone() for column in _columns(self._columns)))
+            return self._rows
 
-    def _offer_one(self, row: tuple[Tensor, Tensor, int]) -> None:
+    def _offer_one(self, seen: Rows, index: int) -> None:
+        assert self._columns is not None
         self._offered += 1
-        if len(self._kept) < self._capacity:
-            self._kept.append(row)
-            return
-        place = int(torch.randint(self._offered, (1,), generator=self._random))
-        if place < self._capacity:
-            self._kept[place] = row
+        place = self._kept
+        if place == self._capacity:
+            place = int(torch.randint(self._offered, (1,), generator=self._random))
+            if place >= self._capacity:
+                return
+        else:
+            self._kept += 1
+        for column, offered in zip(_columns(self._columns), _columns(seen), strict=True):
+            column[place] = offered[index]
+        self._rows = None
+
+
+def _columns(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    return rows.queries, rows.residuals, rows.labels
+
+
+def _room(like: Tensor, count: int) -> Tensor:
+    return like.new_zeros(count, *like.shape[1:])

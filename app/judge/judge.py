@@ -6,14 +6,14 @@ unchanged exactly when at every one of its positions the same token leads. Runs 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from app.engine import Live, View
-from app.judge.standing import Outcome, Standing
+from app.judge.standing import Outcome, Standing, Stood
 from app.judge.verdict import LISTED, Conflict, Gate, Required, Verdict
 from app.judge.watch import Watch, told
 from app.memory import Guard, Memory, Shelved, Texts
@@ -23,13 +23,17 @@ from editors.types import Rows
 NEAR = 0.9
 """From this similarity on two inputs are named as near-duplicates: the cosine of what neurons read of them, both less
 the memory's mean."""
+ROUGHLY = 0.05
+"""By how much the roundings of that similarity may be off at most, where it is first looked at."""
 MOST_NEAR = 10
 """Near-duplicates named in one verdict, the nearest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exemption:
-    """Rows that a change is meant to change: the edit's own, and guard inputs equal to an edited one."""
+    """Rows that a change is meant to change: those of these edits, and guard inputs with these keys. Guard inputs equal
+    to that of a live edit are exempt in any case.
+    """
 
     edit_ids: frozenset[str] = frozenset()
     input_keys: frozenset[str] = frozenset()
@@ -39,21 +43,18 @@ class Exemption:
 class _Change:
     """What would be served, how everything would stand then, and what is asked of that.
 
-    coming: the patch that comes, or comes back. spoilt: texts of an edit that would be answered with NaN or infinity.
+    live, would: (edits,) bool, the shelved edits that are live, and those that would be. coming: the patch that comes,
+    or comes back. spoilt: texts of an edit that would be answered with NaN or infinity.
     """
 
-    view: View
+    live: Tensor
+    would: Tensor
     guard: Outcome
     edits: Outcome
     exempt: Exemption
     required: Required
     coming: int | None = None
     spoilt: Sequence[str] = ()
-
-    @property
-    def edit_ids(self) -> list[str]:
-        """The edits that would be live."""
-        return [self.view.edit_ids[number] for number in self.view.alive.nonzero().flatten().tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,16 @@ class Judged:
     offended: tuple[Offended, ...]
     broken: tuple[str, ...]
     disturbed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How the judge stands at one revision."""
+
+    revision: int
+    standing: Standing
+    guard: Stood
+    edits: Stood
 
 
 class Outdated(Exception):
@@ -119,8 +130,9 @@ class Judge:
         guard = yield from self._guard.under(view)
         edits = yield from self._edits.under(view)
         self._judged_last = view.edit_ids[number], guard, edits
-        judged = self._judged(live, shelved, _Change(view, guard, edits, exempt, required, number, spoilt))
-        near = self._near_duplicates(live, shelved, own, exempt)
+        here, would = (shelved.flags_of(live.edit_ids, mask) for mask in (live.alive, view.alive[:number]))
+        judged = self._judged(shelved, _Change(here, would, guard, edits, exempt, required, number, spoilt))
+        near = self._near_duplicates(shelved, here & ~shelved.flags(exempt.edit_ids), own)
         return replace(judged, verdict=replace(judged.verdict, conflicts=near))
 
     def of_alive(
@@ -134,7 +146,27 @@ class Judge:
         view = View(live.revision, live.overlay, alive, live.edit_ids)
         guard = yield from self._guard.under(view)
         edits = yield from self._edits.under(view)
-        return self._judged(live, shelved, _Change(view, guard, edits, exempt, required, coming))
+        here, would = (shelved.flags_of(live.edit_ids, mask) for mask in (live.alive, alive))
+        return self._judged(shelved, _Change(here, would, guard, edits, exempt, required, coming))
+
+    def look(self, live: Live) -> Generator[None, None, None]:
+        """See how everything stands, so that the first verdict after a start need not."""
+        yield from self._stand(live)
+
+    def mark(self, live: Live) -> Generator[None, None, Mark]:
+        """How the judge stands at `live`, so that it can come back from revisions that are only supposed."""
+        yield from self._stand(live)
+        return Mark(self._revision, self._guard, self._guard.mark(), self._edits.mark())
+
+    def back_to(self, mark: Mark) -> Generator[None, None, None]:
+        """Forget all that was judged since; no entry of an inner layer may have come or gone."""
+        self._revision, self._judged_last = mark.revision, None
+        self._edits.back_to(mark.edits)
+        if self._guard is mark.standing:
+            self._guard.back_to(mark.guard)
+        else:
+            self._take_up(self._memory.guard)
+        yield
 
     def forget(self) -> Generator[None, None, None]:
         """The patch that was judged last will not go live."""
@@ -147,7 +179,7 @@ class Judge:
         """
         shelved = yield from self._stand(live)
         view = View(live.revision, live.overlay, alive, live.edit_ids)
-        judged = shelved.flags(live.live_edits()) & ~shelved.flags(exempt.edit_ids)
+        judged = shelved.flags_of(live.edit_ids, live.alive) & ~shelved.flags(exempt.edit_ids)
         rows = []
         for part, counts in ((self._guard, self._watch.rights), (self._edits, judged[shelved.owners])):
             would = yield from part.under(view)
@@ -156,22 +188,24 @@ class Judge:
             rows.append(part.rows(would, lost & counts))
         return Rows.join(rows)
 
-    def rows_of(self, live: Live, edit_ids: Iterable[str]) -> Generator[None, None, Rows]:
-        """The rows of these edits as they are served, without what is added behind the last layer."""
+    def rows_of(self, live: Live, alive: Tensor) -> Generator[None, None, Rows]:
+        """The rows of the edits of these patches as they are served, without what is added behind the last layer.
+
+        alive: (patches,) bool.
+        """
         shelved = yield from self._stand(live)
-        flags = shelved.flags(edit_ids)
+        flags = shelved.flags_of(live.edit_ids, alive)
         rows = self._edits.all_rows()
         return rows if bool(flags.all()) else rows[flags[shelved.owners]]
 
-    def _judged(self, live: Live, shelved: Shelved, change: _Change) -> Judged:
+    def _judged(self, shelved: Shelved, change: _Change) -> Judged:
         """The gates of what would be answered, and what would be wrong."""
-        watched, now = (
-            self._watch.watched(guard, change.exempt.input_keys) for guard in (change.guard, self._guard.now)
-        )
-        others, broken, wrong = self._others_hold(live, shelved, change)
+        counted = self._watch.counted(change.exempt.input_keys, shelved, change.live)
+        watched, now = (self._watch.watched(guard, counted) for guard in (change.guard, self._guard.now))
+        others, broken, wrong = self._others_hold(shelved, change)
         gates = [self._finite(change), others, watched.gate(change.required, now)]
         if change.coming is not None:
-            touched = self._watch.share_touched(change.guard, change.coming, change.exempt.input_keys)
+            touched = self._watch.share_touched(change.guard, change.coming, counted)
             gates.append(Gate("guard_fires", touched, change.required.guard_fires))
         parts = ((self._guard, change.guard, watched.wrong_rows), (self._edits, change.edits, wrong))
         offended = tuple(
@@ -181,20 +215,20 @@ class Judge:
         rows = Rows.join([part.rows(would, rows) for part, would, rows in parts])
         return Judged(Verdict(tuple(gates), guard=watched.as_json()), rows, offended, broken, disturbed)
 
-    def _others_hold(self, live: Live, shelved: Shelved, change: _Change) -> tuple[Gate, tuple[str, ...], Tensor]:
+    def _others_hold(self, shelved: Shelved, change: _Change) -> tuple[Gate, tuple[str, ...], Tensor]:
         """Every other edit that would be live holds, unless it is live now and does not hold already.
 
         Also those that do not, and which rows of them all would be wrong: (rows,) bool.
         """
-        answers, present = change.edits.answers, shelved.flags(live.live_edits())
-        judged = shelved.flags(change.edit_ids) & ~shelved.flags(change.exempt.edit_ids)
+        answers = change.edits.answers
+        judged = change.would & ~shelved.flags(change.exempt.edit_ids)
         wrong = (answers != shelved.rows.labels) & judged[shelved.owners]
         own = shelved.own[shelved.shown.owners]
         failed_before, fail_now = (
             _flags(shelved.owners[(said != shelved.rows.labels) & own], shelved.edits)
             for said in (self._edits.now.answers, answers)
         )
-        judged &= ~(failed_before & present)
+        judged &= ~(failed_before & change.live)
         broken = (judged & fail_now).nonzero().flatten().tolist()
         failures = [self._broken(shelved, number, answers) for number in broken[:LISTED]]
         required, count = change.required.other_edits_hold, int(judged.sum())
@@ -208,17 +242,16 @@ class Judge:
         said = told(self._model, shelved.rows.labels[rows], answers[rows], wanted="wanted")
         return {"edit_id": shelved.edit_ids[number], "input": self._memory.edits.texts[text], **said}
 
-    def _near_duplicates(self, live: Live, shelved: Shelved, own: Rows, exempt: Exemption) -> tuple[Conflict, ...]:
-        """The other live edits whose input is nearly this one, and that want another answer for it."""
-        others = shelved.flags(live.live_edits()) & ~shelved.flags(exempt.edit_ids)
+    def _near_duplicates(self, shelved: Shelved, others: Tensor, own: Rows) -> tuple[Conflict, ...]:
+        """The other live edits whose input is nearly this one, and that want another answer for it.
+
+        others: (edits,) bool.
+        """
         differ = ~self._memory.edits.texts.wanting(own.labels)[: shelved.shown.count]
         texts = (shelved.own & others[shelved.edits_of_texts] & differ).nonzero().squeeze(-1)
-        base = self._memory.base()
-        mean = self._memory.moments(base).mean if sum(map(len, base)) else torch.zeros_like(own.queries[0])
-        there, here = (
-            rows.float() - mean.float() for rows in (shelved.rows.queries[shelved.shown.starts[texts]], own.queries[:1])
-        )
-        alike = torch.cosine_similarity(there, here)
+        known = self._memory.mean()
+        mean = torch.zeros_like(own.queries[0]).float() if known is None else known.float()
+        alike = _cosines(shelved, texts, own.queries[0].float() - mean, mean)
         near = [place for place in alike.argsort(descending=True).tolist()[:MOST_NEAR] if alike[place] >= NEAR]
         return tuple(self._conflict(shelved, int(texts[place]), float(alike[place])) for place in near)
 
@@ -270,6 +303,23 @@ class Judge:
         if unmoved and live.edit_ids[-1] == edit_id and torch.equal(guard.alive, live.alive):
             self._guard.adopt(guard)
             self._edits.adopt(edits)
+
+
+def _cosines(shelved: Shelved, texts: Tensor, query: Tensor, mean: Tensor) -> Tensor:
+    """How alike the queries of some texts, less a mean, are to one that is less it already: (k,) int64 -> (k,).
+
+    Those that are told to be alike are looked at in all digits; the others only by products with all queries, so that
+    nothing that grows with the texts is copied.
+    """
+    rows = shelved.shown.starts[texts]
+    products = (shelved.rows.queries @ torch.stack([query, mean], dim=-1).to(shelved.rows.queries.dtype))[rows].float()
+    squares = (shelved.squares[texts] - 2 * products[:, 1] + mean @ mean).clamp(min=torch.finfo(torch.float32).tiny)
+    alike: Tensor = (products[:, 0] - mean @ query) / (squares.sqrt() * query.norm()).clamp(
+        min=torch.finfo(torch.float32).tiny
+    )
+    close = (alike >= NEAR - ROUGHLY).nonzero().squeeze(-1)
+    alike[close] = torch.cosine_similarity(shelved.rows.queries[rows[close]].float() - mean, query.unsqueeze(0))
+    return alike
 
 
 def _newly(standing: Standing, would: Outcome, wrong: Tensor) -> int:

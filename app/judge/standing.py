@@ -21,6 +21,9 @@ from editors.columns import Columns
 from editors.composition import NOTHING, Composition
 from editors.types import Rows
 
+ROWS_BY_PATCHES = 2**20
+"""How many rows are looked at under how many patches in one slice of the device's time, multiplied."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
@@ -47,6 +50,14 @@ class Outcome:
         fired = self.fired.get(patch, found[:0])
         touched: Tensor = torch.cat([found, self.shown.owners[fired]]).unique()
         return touched
+
+
+@dataclass(frozen=True, slots=True)
+class Stood:
+    """How texts stood, and on which rows each patch fired."""
+
+    now: Outcome
+    fired: Mapping[int, Tensor]
 
 
 class Standing:
@@ -102,6 +113,14 @@ class Standing:
             self._fired.update(outcome.fired)
         self.now = replace(outcome, moved=outcome.moved[:0], moved_rows=outcome.moved_rows[:0], fired={})
 
+    def mark(self) -> Stood:
+        """How the texts stand now, to come back to."""
+        return Stood(self.now, dict(self._fired))
+
+    def back_to(self, stood: Stood) -> None:
+        """Let the texts stand as they did; none may have been moved by an entry of an inner layer since."""
+        self.now, self._fired = stood.now, dict(stood.fired)
+
     def under(self, view: View) -> Generator[None, None, Outcome]:
         """How the texts would stand under a view whose overlay has grown from that of the present one."""
         return self._under(view, self.now.shown)
@@ -116,12 +135,12 @@ class Standing:
         moving = yield from self._found_anew(view, before, changed, fresh, entered)
         moved = shown.rows_of(moving)
         moved_rows = yield from self._moved_rows(shown, moving, moved, entered, view)
-        fired = self._fired_on(overlay, overlay.adding(changed), shown, moved, moved_rows)
+        fired = yield from self._fired_on(overlay, overlay.adding(changed), shown, moved, moved_rows)
         answers = torch.cat([self.now.answers, shown.rows.labels[len(self.now.answers) :]])
         scores = torch.cat([self.now.scores, torch.zeros_like(answers[len(self.now.scores) :]).float()])
         outcome = Outcome(view.alive, shown, entered, answers, scores, moved, moved_rows, fired)
         which = torch.cat([moved, shown.rows_of(fresh), *fired.values()]).unique()
-        self._answer(outcome, which, view)
+        yield from self._answer(outcome, which, view)
         return outcome
 
     def _found_anew(
@@ -157,26 +176,27 @@ class Standing:
 
     def _fired_on(
         self, overlay: Composition, patches: Sequence[int], shown: Shown, moved: Tensor, moved_rows: Rows
-    ) -> dict[int, Tensor]:
+    ) -> Generator[None, None, dict[int, Tensor]]:
         """On which rows each of these patches fires, as the rows would stand."""
         unknown = [number for number in patches if number not in self._fired]
         fired = {number: self._fired[number] for number in patches if number in self._fired}
-        fired |= _by_patch(overlay, unknown, self._standing(shown))
+        fired |= yield from _by_patch(overlay, unknown, self._standing(shown))
         if not len(moved):
             return fired
-        again = _by_patch(overlay, patches, moved_rows)
+        again = yield from _by_patch(overlay, patches, moved_rows)
         return {
             number: torch.cat([rows[~torch.isin(rows, moved)], moved[again[number]]]).unique()
             for number, rows in fired.items()
         }
 
-    @torch.no_grad()
-    def _answer(self, outcome: Outcome, which: Tensor, view: View) -> None:
+    def _answer(self, outcome: Outcome, which: Tensor, view: View) -> Generator[None, None, None]:
         """Set the answers and the scores of some rows right."""
         if not len(which):
             return
         alive = view.alive.unsqueeze(0).to(which.device)
-        for some in which.split(CHUNK):
+        for number, some in enumerate(which.split(CHUNK)):
+            if number:
+                yield
             rows = self.rows(outcome, some)
             residuals, _ = view.overlay.apply(rows.queries, rows.residuals, alive, torch.zeros_like(some))
             each = said(residuals, rows.labels, self._model.readout)
@@ -203,12 +223,23 @@ class Standing:
         self._moved["residuals"][outcome.moved] = outcome.moved_rows.residuals
 
 
-def _by_patch(overlay: Composition, patches: Sequence[int], rows: Rows) -> dict[int, Tensor]:
-    """On which rows each of these patches fires."""
+def _by_patch(overlay: Composition, patches: Sequence[int], rows: Rows) -> Generator[None, None, dict[int, Tensor]]:
+    """On which rows each of these patches fires; others may use the device between parts of the rows."""
     if not patches:
         return {}
+    picked, nothing = overlay.pick(patches), rows.labels[:0]
     alive = torch.ones(1, len(patches), dtype=torch.bool, device=rows.labels.device)
-    firing = overlay.pick(patches).apply(rows.queries, rows.residuals, alive, torch.zeros_like(rows.labels))[1]
-    order = firing.patches.argsort(stable=True)
-    counts = firing.patches.bincount(minlength=len(patches)).tolist()
-    return dict(zip(patches, firing.rows[order].split(counts), strict=True))
+    found = [(nothing, nothing)]
+    size = max(CHUNK, ROWS_BY_PATCHES // len(patches))
+    for start in range(0, len(rows), size):
+        if start:
+            yield
+        some = rows[start : start + size]
+        firing = picked.apply(some.queries, some.residuals, alive, torch.zeros_like(some.labels))[1]
+        found.append((firing.patches, firing.rows + start))
+    which, where = (torch.cat(column) for column in zip(*found, strict=True))
+    order = which.argsort(stable=True)
+    counts = which.bincount(minlength=len(patches)).tolist()
+    each = where[order].split([count for count in counts if count])
+    some_of = iter(each)
+    return {patch: next(some_of) if count else nothing for patch, count in zip(patches, counts, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from app.judge.standing import Outcome
 from app.judge.verdict import LISTED, Gate, Required
-from app.memory import Guard
+from app.memory import Guard, Shelved
 from app.memory.texts import Shown
 from app.model import Model
 from editors import measures
@@ -34,30 +35,40 @@ class Watch:
         self._places: dict[str, list[int]] = {}
         for text, key in enumerate(guard.input_keys):
             self._places.setdefault(key, []).append(text)
+        self._edited: list[tuple[int, int]] = []  # shelved edits, and inputs equal to theirs
+        self._noted = 0  # shelved edits that were looked through for such
         self._near = guard.near_boundary
         self.rights = (~known.wrong)[shown.owners]
         """(rows,) bool: of the texts that the unedited model gets right."""
 
-    def share_touched(self, outcome: Outcome, patch: int, exempt: Collection[str]) -> float:
-        """The share of what the unedited model gets right in whose answers a patch that came takes part, but for inputs
-        that are exempt.
+    def counted(self, exempt: Collection[str], shelved: Shelved, edited: Tensor) -> Tensor:
+        """The inputs that are looked at: all but those with the keys `exempt`, or equal to that of an edit that is
+        `edited`, (edits,) bool: (texts,) bool.
         """
-        counted = self._counted(exempt) & ~self.guard.known.wrong
+        for number in range(self._noted, shelved.edits):
+            self._edited += [(number, text) for text in self._places.get(shelved.input_keys[number], ())]
+        self._noted = max(self._noted, shelved.edits)
+        counted = torch.ones_like(self._near)
+        counted[[text for key in exempt for text in self._places.get(key, ())]] = False
+        edits, texts = torch.tensor(self._edited, dtype=torch.int64, device=edited.device).reshape(-1, 2).unbind(-1)
+        known = edits < len(edited)
+        counted[texts[known][edited[edits[known]]]] = False
+        return counted
+
+    def share_touched(self, outcome: Outcome, patch: int, counted: Tensor) -> float:
+        """The share of what the unedited model gets right, of the inputs `counted`, in whose answers a patch that came
+        takes part.
+        """
+        counted = counted & ~self.guard.known.wrong
         touched = counted[outcome.texts_touched_by(patch)]
         return int(touched.sum()) / max(int(counted.sum()), 1)
 
-    def watched(self, outcome: Outcome, exempt: Collection[str]) -> Watched:
-        """What is seen under an outcome; inputs with the keys `exempt` are left out."""
-        return Watched(self.guard, self._model, outcome, self._counted(exempt), self._near)
-
-    def _counted(self, exempt: Collection[str]) -> Tensor:
-        counted = torch.ones_like(self._near)
-        left_out = [text for key in self._places.keys() & set(exempt) for text in self._places[key]]
-        counted[left_out] = False
-        return counted
+    def watched(self, outcome: Outcome, counted: Tensor) -> Watched:
+        """What is seen under an outcome, of the inputs `counted`."""
+        return Watched(self.guard, self._model, outcome, counted, self._near)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Watched:
     """A guard under one outcome. counted, near: (texts,) bool, those that are looked at, and those near a boundary."""
 
@@ -67,12 +78,12 @@ class Watched:
     counted: Tensor
     near: Tensor
 
-    @property
+    @cached_property
     def changed(self) -> Tensor:
         """(texts,) bool: those that were answered rightly and are not any more."""
         return self._shown.flags(self._off) & ~self.guard.known.wrong & self.counted
 
-    @property
+    @cached_property
     def wrong_rows(self) -> Tensor:
         """(rows,) bool: where these are wrong."""
         return self._off & self.changed[self._shown.owners]
@@ -88,12 +99,12 @@ class Watched:
         least = min(required.guard_unchanged, now.unchanged)
         return Gate.share("guard_unchanged", self._rights, required=least, failures=failures, failed=len(changed))
 
-    @property
+    @cached_property
     def unchanged(self) -> float:
         """The share of what the unedited model gets right that is answered as by it; 1 where that is nothing."""
         return (self._rights - int(self.changed.sum())) / self._rights if self._rights else 1.0
 
-    @property
+    @cached_property
     def _rights(self) -> int:
         return int((~self.guard.known.wrong & self.counted).sum())
 
@@ -132,7 +143,7 @@ class Watched:
     def _shown(self) -> Shown:
         return self.outcome.shown
 
-    @property
+    @cached_property
     def _off(self) -> Tensor:
         """(rows,) bool: where what is said is not what should be."""
         return self.outcome.answers != self._shown.rows.labels

@@ -1,7 +1,7 @@
 """What must stay as it is, and what verdicts are measured on: known inputs, traffic, edits, and the guard."""
 
 from app.memory.known import Known, KnownInput, learn, nothing_known, parse, read_inputs
-from app.memory.memory import Guard, Memory, Shelf, Shelved
+from app.memory.memory import Guard, Memory, Shelf, Shelved, Shelving
 from app.memory.saying import CHUNK, Said, said
 from app.memory.texts import Shown, Texts
 
@@ -14,6 +14,7 @@ __all__ = [
     "Said",
     "Shelf",
     "Shelved",
+    "Shelving",
     "Shown",
     "Texts",
     "learn",

@@ -170,8 +170,9 @@ class Texts:
             return
         with self._lock:
             columns = self._keys.get(name, Columns({"keys": keys, "there": torch.zeros(0).bool().to(keys.device)}))
-            if (end := int(places.max()) + 1) > len(columns["there"]):
-                columns = columns.reserve(len(columns["there"]), end)
+            if (end := int(places.max()) + 1) > (start := len(columns["there"])):
+                columns = columns.reserve(start, end)
+                columns["there"][start:] = False
             columns["keys"][places], columns["there"][places] = keys, True
             self._keys[name] = columns
 

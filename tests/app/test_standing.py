@@ -18,7 +18,7 @@ from app.engine import Entry, Live, View
 from app.engine.patched import Patched
 from app.judge import Exemption, Judge, Outdated, Required
 from app.judge.standing import Outcome, Standing
-from app.memory import Guard, Known, Memory, Said, nothing_known, said
+from app.memory import Guard, Known, Memory, Said, Shelving, nothing_known, said
 from app.memory.texts import Shown, Texts
 from app.model import Ask, Decoding, Encoding, Model, Read, load
 from editors.codebook import Grace
@@ -199,13 +199,14 @@ class History:
         encodings = self.model.encode(texts)
         sites = self.overlay.layer_sites() if keys else []
         wanted = [self.wanted(encodings[0])] * len(texts)
-        self.memory.edits.put(edit_id, edit_id, texts, self.model.read(encodings, wanted, keys_at=sites).reading)
+        reading = self.model.read(encodings, wanted, keys_at=sites).reading
+        self.memory.edits.put([Shelving(edit_id, edit_id, texts, reading)])
 
     def judging(self, method: str, live: Live | None = None) -> Slices[None, None, Any]:
         """A verdict that has not begun."""
         live, exempt = live or self.live, Exemption()
         if method == "rows_of":
-            return self.judge.rows_of(live, live.live_edits())
+            return self.judge.rows_of(live, live.alive)
         if method == "of_patch":
             view = View(live.revision + 1, self.overlay.extend([self.entry()]), *self.with_one_more(live))
             return self.judge.of_patch(live, view, exempt=exempt, **self.asked())
