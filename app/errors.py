@@ -14,8 +14,10 @@
                                 UnknownRevision unknown_revision, UnknownEdit unknown_edit,
                                 IdempotencyKeyReused idempotency_key_reused, EditRejected edit_rejected,
                                 EditFailed edit_failed
-        QueueFull 429           queue_full
-        Unavailable 503         unavailable
+        BodyTooSlow 408         body_too_slow
+        TooManyRequests 429     too_many_requests, QueueFull queue_full, Overloaded overloaded
+        Unavailable 503         unavailable, WaitedTooLong waited_too_long; 499 ClientGone client_gone, told to nobody
+        TimedOut 504            timed_out
 
 What editors raise is translated into these in one table, `TRANSLATED`; a test proves it complete.
 """
@@ -144,12 +146,40 @@ class EditFailed(Unprocessable):
     code, title = "edit_failed", "No patch could be learned"
 
 
-class QueueFull(ServiceError):
-    status, code, title = 429, "queue_full", "Too many edits are waiting"
+class BodyTooSlow(ServiceError):
+    status, code, title = 408, "body_too_slow", "The body of the request did not arrive"
+
+
+class TooManyRequests(ServiceError):
+    status, code, title = 429, "too_many_requests", "Too much is asked at once"
+
+
+class QueueFull(TooManyRequests):
+    code, title = "queue_full", "Too many edits are waiting"
+
+
+class Overloaded(TooManyRequests):
+    code, title = "overloaded", "The service has as much to answer as it takes"
 
 
 class Unavailable(ServiceError):
     status, code, title = 503, "unavailable", "The service is not ready"
+
+
+class WaitedTooLong(Unavailable):
+    code, title = "waited_too_long", "The request waited too long for its turn"
+
+
+class ClientGone(Unavailable):
+    status, code, title = 499, "client_gone", "The client went away"
+
+
+class TimedOut(ServiceError):
+    status, code, title = 504, "timed_out", "The answer took too long"
+
+
+REFUSALS: tuple[type[ServiceError], ...] = (QueueFull, Overloaded, WaitedTooLong, TimedOut, BodyTooSlow)
+"""What callers meet when more is asked than the service does; counted by code."""
 
 
 TRANSLATED: Mapping[type[editor_errors.EditorError], type[ServiceError]] = {

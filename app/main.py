@@ -224,6 +224,8 @@ async def _join(settings: Settings, loaded: _Loaded, ledger: Ledger, metrics: Me
         max_batch=settings.max_batch,
         fit_share=settings.fit_share,
         traffic=traffic,
+        max_waiting=settings.max_waiting_inputs,
+        max_queue_seconds=settings.max_queue_seconds,
     )
     read = partial(_known, engine, settings=settings, keys_at=_layer_sites(every, model))
     known = await read(loaded.known)

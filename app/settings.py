@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from platformdirs import user_cache_path
 from pydantic import Field, model_validator
@@ -59,6 +59,19 @@ class Settings(BaseSettings):
     new_tokens: int = Field(32, ge=1, description="Tokens in a generated answer when the request does not say.")
     max_queued_edits: int = Field(1_000, ge=1, description="Edits waiting; one more is answered with 429.")
     max_wait_seconds: float = Field(60.0, ge=0, description="The longest `Prefer: wait`.")
+    max_waiting_inputs: int = Field(
+        1_024, ge=1, description="Inputs accepted and not answered yet; a request beyond that is answered with 429."
+    )
+    max_queue_seconds: float = Field(
+        10.0, gt=0, description="The longest wait for a forward pass; then the answer is 503."
+    )
+    request_seconds: float = Field(
+        120.0, gt=0, description="The longest time for a whole answer that is not streamed; then it is 504."
+    )
+    max_requests: int = Field(2_048, ge=1, description="Requests at once; one more is answered with 429.")
+    max_buffered_bytes: int = Field(
+        512 * 2**20, ge=1024, description="Bytes in the bodies of all requests at once; more are answered with 429."
+    )
     max_page: int = Field(500, ge=1, description="The largest `limit` of a listing.")
     max_batch: int = Field(32, ge=1, description="Inputs in one forward pass.")
     max_memory_rows: int = Field(40_000, ge=0, description="Rows that a fit remembers.")
@@ -81,3 +94,15 @@ class Settings(BaseSettings):
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is no setting of Errata.")
         return given
+
+    @model_validator(mode="after")
+    def _let_the_largest_request_in(self) -> Self:
+        """What one request may hold fits into what all may hold, or it could never be answered."""
+        for one, all_ in (
+            ("max_inputs", "max_waiting_inputs"),
+            ("max_body_bytes", "max_buffered_bytes"),
+            ("max_import_bytes", "max_buffered_bytes"),
+        ):
+            if getattr(self, all_) < getattr(self, one):
+                raise ValueError(f"{all_} is {getattr(self, all_)}, less than {one}, {getattr(self, one)}.")
+        return self

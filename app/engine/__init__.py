@@ -3,8 +3,9 @@
 Knows no store and no HTTP.
 """
 
+from app.engine.admission import Place
 from app.engine.engine import Answer, Engine
 from app.engine.live import Entry, Live, View
 from app.engine.patched import Fired
 
-__all__ = ["Answer", "Engine", "Entry", "Fired", "Live", "View"]
+__all__ = ["Answer", "Engine", "Entry", "Fired", "Live", "Place", "View"]

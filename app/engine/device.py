@@ -8,9 +8,10 @@ load these still get a settled share of the time, and a prediction never waits f
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -33,9 +34,25 @@ FEW_RUNNING = 2
 PATIENCE = 0.25
 """Seconds after which rows begin a batch of their own beside those few: so a short answer outwaits no long one."""
 MOST_RUNNING = 8
+PACE_SECONDS = 5.0
+"""Time at the rows over which their pace is averaged."""
 
 
 Batches = Sequence[Iterator[None]]
+
+
+@dataclass(slots=True, eq=False)
+class Group(Generic[Row]):
+    """Rows that were submitted together, as far as they wait.
+
+    until: when to give them up, on the monotonic clock, if none has begun. given_up: is called then.
+    """
+
+    rows: deque[Row]
+    since: float
+    until: float
+    given_up: Callable[[], None]
+    begun: bool = False
 
 
 @dataclass(slots=True)
@@ -64,7 +81,8 @@ class DeviceThread(Generic[Row]):
         self._few_running = few_running
         self._patience = patience
         self._slice_per_batch = fit_share / (1 - fit_share)
-        self._rows: deque[tuple[float, Row]] = deque()  # when they came
+        self._groups: OrderedDict[Group[Row], None] = OrderedDict()  # in the order in which they came
+        self._pace = Pace()
         self._calls: deque[Callable[[], None]] = deque()
         self._jobs: deque[_Job[Any]] = deque()
         self._waiting = threading.Condition()
@@ -73,13 +91,30 @@ class DeviceThread(Generic[Row]):
         self._thread = threading.Thread(target=self._loop, name="device", daemon=True)
         self._thread.start()
 
-    def submit(self, rows: Sequence[Row]) -> None:
-        """Queue rows for the next batch; `run` reports their answers."""
+    def submit(
+        self, rows: Sequence[Row], *, until: float = math.inf, given_up: Callable[[], None] = lambda: None
+    ) -> Group[Row]:
+        """Queue rows for the next batches; `run` reports their answers.
+
+        until: rows of which none has begun by then, on the monotonic clock, are dropped, and `given_up` is called.
+        """
+        group = Group(deque(rows), time.monotonic(), until, given_up)
         with self._waiting:
             self._refuse_when_stopped()
-            now = time.monotonic()
-            self._rows.extend((now, row) for row in rows)
-            self._waiting.notify()
+            if group.rows:
+                self._groups[group] = None
+                self._waiting.notify()
+        return group
+
+    def withdraw(self, group: Group[Row]) -> None:
+        """Drop the rows of a group that still wait; at once, so that nothing of them stays in memory."""
+        with self._waiting:
+            self._groups.pop(group, None)
+            group.rows.clear()
+
+    def pace(self) -> float:
+        """Rows a second, of late, while there were any; 0 before the first."""
+        return self._pace.rows_a_second()
 
     def call(self, work: Callable[[], T]) -> Future[T]:
         """Run a short piece of work between two batches."""
@@ -114,32 +149,57 @@ class DeviceThread(Generic[Row]):
         while True:
             with self._waiting:
                 self._waiting.wait_for(
-                    lambda: self._rows or self._calls or self._jobs or self._running or self._stopping
+                    lambda: self._groups or self._calls or self._jobs or self._running or self._stopping
                 )
-                rows = self._next_rows()
+                late, rows = self._late_groups(), self._next_rows()
                 calls, self._calls = self._calls, deque()
-                if self._stopping and not rows and not calls and not self._running:
+                if self._stopping and not late and not rows and not calls and not self._running:
                     break
+            for group in late:
+                group.given_up()
             started = time.monotonic()
             if rows:
                 self._running.extend(self._run(rows))
+            answering = bool(self._running)
             for _ in range(len(self._running)):
                 self._advance(self._running.popleft())
             for call in calls:
                 call()
             self._owed += (time.monotonic() - started) * self._slice_per_batch
             self._fit()
+            if answering:
+                self._pace.add(len(rows), time.monotonic() - started)
         for job in self._jobs:
             job.done.cancel()
+
+    def _late_groups(self) -> list[Group[Row]]:
+        """Take out of the line, as far as they are its head, the groups whose turn has not come in time."""
+        now, late = time.monotonic(), []
+        while self._groups:
+            group = next(iter(self._groups))
+            if group.begun or now < group.until:
+                break
+            del self._groups[group]
+            group.rows.clear()
+            late.append(group)
+        return late
 
     def _next_rows(self) -> list[Row]:
         """What waits, as far as it makes one batch; nothing while enough is running."""
         running = len(self._running)
-        if not self._rows or running >= MOST_RUNNING:
+        if not self._groups or running >= MOST_RUNNING:
             return []
-        if running >= self._few_running and time.monotonic() - self._rows[0][0] < self._patience:
+        if running >= self._few_running and time.monotonic() - next(iter(self._groups)).since < self._patience:
             return []
-        return [self._rows.popleft()[1] for _ in range(min(len(self._rows), self._max_batch))]
+        taken: list[Row] = []
+        while self._groups and len(taken) < self._max_batch:
+            group = next(iter(self._groups))
+            group.begun = True
+            while group.rows and len(taken) < self._max_batch:
+                taken.append(group.rows.popleft())
+            if not group.rows:
+                del self._groups[group]
+        return taken
 
     def _advance(self, batch: Iterator[None]) -> None:
         """One slice of a batch, which goes to the end of the line if it is not done."""
@@ -155,7 +215,7 @@ class DeviceThread(Generic[Row]):
             if self._slice(job):
                 self._jobs.append(job)
             self._owed -= time.monotonic() - started
-            if (self._rows or self._calls or self._running) and self._owed <= 0:
+            if (self._groups or self._calls or self._running) and self._owed <= 0:
                 break
         self._owed = min(max(self._owed, 0.0), 1.0) if self._jobs else 0.0
 
@@ -183,3 +243,21 @@ def _settle(done: Future[T], work: Callable[[], T]) -> None:
             done.set_exception(error)
         else:
             done.set_result(result)
+
+
+class Pace:
+    """Rows a second: means that forget, so that the newest seconds spent on rows count most."""
+
+    def __init__(self) -> None:
+        self._rows = 0.0
+        self._seconds = 0.0
+
+    def add(self, rows: int, seconds: float) -> None:
+        """So many rows were taken, and so much time was spent on those that are running."""
+        kept = math.exp(-seconds / PACE_SECONDS)
+        self._rows = self._rows * kept + rows
+        self._seconds = self._seconds * kept + seconds
+
+    def rows_a_second(self) -> float:
+        """0 before the first row."""
+        return self._rows / self._seconds if self._seconds else 0.0

@@ -7,17 +7,20 @@ by length, so that little is padded.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from app.engine.admission import Admission, Place
 from app.engine.device import FEW_RUNNING, DeviceThread
 from app.engine.live import Live, View
 from app.engine.patched import Fired, Patched
@@ -32,6 +35,8 @@ from editors.types import Readout
 T = TypeVar("T")
 
 TOKENIZING_THREADS = 2
+TOKENIZING_AHEAD = 64
+"""Requests that wait at the tokenising threads themselves, so that these go on without the event loop."""
 PADDING_ALLOWED = 1.5
 """A batch takes rows of up to this times its shortest row, plus a few tokens."""
 
@@ -50,8 +55,10 @@ class _Request:
     """The rows of one request, and who waits for them."""
 
     answers: list[Answer | None]
-    settle: Callable[[list[Answer] | Exception], None]
     missing: int
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[list[Answer]]
+    queued: float  # on the monotonic clock
 
 
 @dataclass(slots=True)
@@ -60,10 +67,12 @@ class _Row:
     view: View
     request: _Request
     index: int
-    queued: float = field(default_factory=time.monotonic)
 
     def __len__(self) -> int:
         return len(self.ask.encoding)
+
+
+_Outcome = tuple[_Request, list[Answer] | Exception]
 
 
 class Engine:
@@ -79,7 +88,10 @@ class Engine:
         fit_share: float,
         traffic: Reservoir | None = None,
         few_running: int = FEW_RUNNING,
+        max_waiting: float = math.inf,
+        max_queue_seconds: float = math.inf,
     ) -> None:
+        """max_waiting, max_queue_seconds: of what callers ask; see `Admission`."""
         self.model = model
         self.traffic = traffic
         self._live = live
@@ -88,9 +100,12 @@ class Engine:
         self._lock = threading.Lock()
         # of its own, so that threads that wait for the database keep no prediction waiting
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
+        self._tokenizing_ahead = asyncio.Semaphore(TOKENIZING_AHEAD)
         self._device: DeviceThread[_Row] = DeviceThread(
             self._run, max_batch=max_batch, fit_share=fit_share, few_running=few_running
         )
+        self.admission = Admission(max_waiting, max_queue_seconds, self._device.pace)
+        metrics.serves(model.name, model.fingerprint, lambda: self.admission.inputs)
 
     @property
     def live(self) -> Live:
@@ -116,20 +131,24 @@ class Engine:
         *,
         decoding: Decoding | Sequence[Decoding | None] | None = None,
         remember: bool = False,
+        place: Place | None = None,
     ) -> list[Answer]:
         """Answers under `view`, in order. `remember` lets confident ones join the memory.
 
-        decoding: for generating models, of all encodings or one each.
+        decoding: for generating models, of all encodings or one each. place: a caller's, whose patience counts; what
+        the service asks itself has none. Raises WaitedTooLong. Whoever stops waiting takes the rows that wait along.
         """
         how = decoding if isinstance(decoding, Sequence) else [decoding] * len(encodings)
         remember = remember and self.traffic is not None
         asks = [Ask(*each, remember=remember) for each in zip(encodings, how, strict=True)]
-        return await self._answers(asks, view)
+        return await self._answers(asks, view, place)
 
-    async def stream(self, asks: Sequence[Ask], view: View) -> AsyncGenerator[tuple[int, int | Answer], None]:
+    async def stream(
+        self, asks: Sequence[Ask], view: View, place: Place | None = None
+    ) -> AsyncGenerator[tuple[int, int | Answer], None]:
         """Tokens as they come, each with the index of its ask, and each ask's answer when all are there.
 
-        Whoever stops listening stops the writing.
+        Whoever stops listening stops the writing. The place is left when all is written, however slowly it is read.
         """
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
@@ -139,8 +158,10 @@ class Engine:
 
         for index, ask in enumerate(asks):
             ask.on_token = teller(index)
-        answers = asyncio.ensure_future(self._answers(asks, view))
+        answers = asyncio.ensure_future(self._answers(asks, view, place))
         answers.add_done_callback(lambda done: news.put_nowait(None))
+        if place is not None:
+            answers.add_done_callback(lambda done: place.leave())
         try:
             while (token := await news.get()) is not None:
                 yield token
@@ -167,34 +188,39 @@ class Engine:
             pass
         return read
 
-    async def _answers(self, asks: Sequence[Ask], view: View) -> list[Answer]:
+    async def _answers(self, asks: Sequence[Ask], view: View, place: Place | None) -> list[Answer]:
         if not asks:
             return []
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[list[Answer]] = loop.create_future()
+        request = _Request([None] * len(asks), len(asks), loop, loop.create_future(), time.monotonic())
 
-        def settle(outcome: list[Answer] | Exception) -> None:
-            loop.call_soon_threadsafe(_settle, done, outcome)
+        def give_up() -> None:
+            _settle([(request, self.admission.waited_too_long())])
 
-        request = _Request([None] * len(asks), settle, len(asks))
+        rows = [_Row(ask, view, request, index) for index, ask in enumerate(asks)]
+        until = math.inf if place is None else self.admission.until()
         try:
-            self._device.submit([_Row(ask, view, request, index) for index, ask in enumerate(asks)])
+            waiting = self._device.submit(rows, until=until, given_up=give_up)
         except RuntimeError as stopped:
             raise Unavailable("The service is stopping.") from stopped
+        del rows  # those that are withdrawn are nobody's
         try:
-            return await done
+            return await request.done
         except asyncio.CancelledError:  # nobody wants them any more
+            self._device.withdraw(waiting)
             for ask in asks:
                 ask.cancelled = True
             raise
 
     async def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Token ids of each text, computed in a thread. Raises InputTooLong."""
-        try:
-            encodings = asyncio.get_running_loop().run_in_executor(self._tokenizing, self.model.encode, texts)
-        except RuntimeError as stopped:  # the executor takes no more
-            raise Unavailable("The service is stopping.") from stopped
-        return await encodings
+        async with self._tokenizing_ahead:  # who waits here can leave without a trace
+            loop = asyncio.get_running_loop()
+            try:
+                encodings = loop.run_in_executor(self._tokenizing, self.model.encode, texts)
+            except RuntimeError as stopped:  # the executor takes no more
+                raise Unavailable("The service is stopping.") from stopped
+            return await encodings
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run a short piece of work on the device thread."""
@@ -215,29 +241,32 @@ class Engine:
     def _batch(self, rows: Sequence[_Row]) -> Iterator[None]:
         """Answer the rows, each as soon as it is finished; yields where others may use the device."""
         started = time.monotonic()
-        for row in rows:
-            self._metrics.queue_seconds.observe(started - row.queued)
-        self._metrics.batch_size.observe(len(rows))
+        self._metrics.batch_begins([started - row.request.queued for row in rows], sum(map(len, rows)))
         patched = Patched([row.view for row in rows], self.model.device)
         try:
             for finished in self.model.run([row.ask for row in rows], patched):
-                for number, output in finished:
-                    self._settle(rows[number], output, patched.fired(number, output.positions))
+                outcomes = [
+                    self._answered(rows[number], output, patched.fired(number, output.positions))
+                    for number, output in finished
+                ]
+                _settle([outcome for outcome in outcomes if outcome is not None])
+                if self.model.writes:
+                    self._metrics.output_tokens.inc(sum(output.positions for _, output in finished))
                 yield
         except Exception as error:  # noqa: BLE001 - the job boundary: it fails its requests, not the thread
-            for request in {id(row.request): row.request for row in rows}.values():
-                request.settle(error)
+            _settle([(request, error) for request in {id(row.request): row.request for row in rows}.values()])
         self._metrics.forward_seconds.observe(time.monotonic() - started)
 
-    def _settle(self, row: _Row, output: Output, fired: tuple[Fired, ...]) -> None:
-        """One answer; the request is answered when it was the last."""
+    def _answered(self, row: _Row, output: Output, fired: tuple[Fired, ...]) -> _Outcome | None:
+        """Keep one answer; the outcome of its request, if it was the last."""
         if self.traffic is not None and output.seen is not None and not fired:
             self.traffic.offer(output.seen, output.confidence)
         request = row.request
         request.answers[row.index] = Answer(row.ask, output, fired)
         request.missing -= 1
-        if request.missing == 0:
-            request.settle([answer for answer in request.answers if answer is not None])
+        if request.missing:
+            return None
+        return request, [answer for answer in request.answers if answer is not None]
 
 
 def _similar(rows: Sequence[_Row], *, mixed: bool) -> list[list[_Row]]:
@@ -267,10 +296,21 @@ def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Any], item: tuple
         loop.call_soon_threadsafe(news.put_nowait, item)
 
 
-def _settle(done: asyncio.Future[list[Answer]], outcome: list[Answer] | Exception) -> None:
-    if done.done():  # the caller has gone
-        return
-    if isinstance(outcome, Exception):
-        done.set_exception(outcome)
-    else:
-        done.set_result(outcome)
+def _settle(outcomes: Sequence[_Outcome]) -> None:
+    """Tell all who wait for these, each event loop once: to wake it costs more than to tell."""
+    of_loop: defaultdict[asyncio.AbstractEventLoop, list[_Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        of_loop[outcome[0].loop].append(outcome)
+    for loop, told in of_loop.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(_tell_all, told)
+
+
+def _tell_all(outcomes: Sequence[_Outcome]) -> None:
+    for request, outcome in outcomes:
+        if request.done.done():  # the caller has gone
+            continue
+        if isinstance(outcome, Exception):
+            request.done.set_exception(outcome)
+        else:
+            request.done.set_result(outcome)

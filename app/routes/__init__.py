@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from app.routes import edits, guard, model, predict, process, revisions, robustness
-from app.routes.middleware import BoundedBody, RequestContext
+from app.routes.middleware import BoundedBody, BoundedRequests, RequestContext
 from app.routes.openai import routes as openai
 from app.routes.problems import add_problem_handlers
 from app.routes.service import Service
@@ -20,5 +20,9 @@ def add_routes(app: FastAPI, settings: Settings) -> None:
         app.include_router(room.router)
     add_problem_handlers(app)
     larger = dict.fromkeys(("/edits/import", "/guard"), settings.max_import_bytes)
-    app.add_middleware(BoundedBody, limit=settings.max_body_bytes, larger=larger)
-    app.add_middleware(RequestContext, metrics=app.state.service.metrics)
+    metrics = app.state.service.metrics
+    app.add_middleware(
+        BoundedBody, limit=settings.max_body_bytes, larger=larger, at_once=settings.max_buffered_bytes, metrics=metrics
+    )
+    app.add_middleware(BoundedRequests, limit=settings.max_requests, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
-from app.engine import Answer, View
+from app.engine import Answer, Place, View
 from app.engine import Engine as EnginePart
-from app.errors import NotCaughtUp, ServiceError, Unavailable, UnknownEdit, UnknownRevision, Unprocessable
+from app.errors import ClientGone, NotCaughtUp, ServiceError, TimedOut, UnknownEdit, UnknownRevision, Unprocessable
 from app.model import Ask, Decoding, Encoding, Generation, Generator, Sampling
+from app.observe import Metrics
 from app.routes.schemas import GenerationIn, Under
+from app.routes.service import Service
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -25,6 +29,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 EVENTS = EventSourceResponse.media_type
+UNWATCHED_SECONDS = 0.02
+"""An answer that comes sooner is not worth a task that watches whether its reader is still there."""
 
 
 def view_of(engine: EnginePart, body: Under) -> View:
@@ -67,26 +73,86 @@ def _sampling(given: GenerationIn) -> Sampling | None:
     return None
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is given up when the client has gone: writing costs the device a pass a token.
+@asynccontextmanager
+async def turn(request: Request, service: Service) -> AsyncIterator[Place]:
+    """One request's place among the inputs that are answered, for as long as it is wanted and in time."""
+    with service.parts.engine.admission.place() as place:
+        async with wanted(request, service.settings.request_seconds):
+            yield place
 
-    Raises Unavailable then, to nobody.
+
+@asynccontextmanager
+async def wanted(request: Request, seconds: float | None = None) -> AsyncIterator[None]:
+    """Cancels what is done here when the client has gone, and after so many seconds.
+
+    Raises ClientGone then, to nobody, and TimedOut.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(request))
+    watch = _Watch(request)
     try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Unavailable("The client went away.")
-        return await working
+        async with asyncio.timeout(seconds) as limit:
+            watch.begin(limit)
+            yield
+    except TimeoutError as over:
+        if watch.gone:
+            raise ClientGone("The client went away.") from over
+        if limit.expired():
+            raise TimedOut(f"There is no answer after {seconds:g} seconds.") from over
+        raise
     finally:
-        leaving.cancel()
-        working.cancel()
+        watch.end()
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is given up when the client has gone. Raises ClientGone then, to nobody."""
+    async with wanted(request):
+        return await work
+
+
+class _Watch:
+    """Lets a time limit expire when the client has gone; begins a little later, which most requests end before."""
+
+    def __init__(self, request: Request) -> None:
+        self.gone = False
+        self._request = request
+        self._begins: asyncio.TimerHandle | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    def begin(self, limit: asyncio.Timeout) -> None:
+        self._begins = asyncio.get_running_loop().call_later(UNWATCHED_SECONDS, self._begin, limit)
+
+    def end(self) -> None:
+        if self._begins is not None:
+            self._begins.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _begin(self, limit: asyncio.Timeout) -> None:
+        self._watching = asyncio.ensure_future(self._watch(limit))
+
+    async def _watch(self, limit: asyncio.Timeout) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        limit.reschedule(asyncio.get_running_loop().time())
+
+
+def json_response(content: str, view: View, headers: Mapping[str, str] | None = None) -> Response:
+    """The JSON of an answer as it is sent. FastAPI would check the answer again, and walk through all of it twice."""
+    revision = {"X-Model-Revision": str(view.revision)}
+    return Response(content, media_type="application/json", headers={**revision, **(headers or {})})
+
+
+class Events(StreamingResponse):
+    """Server-sent events of an answer that is written; it has its place until all is written or nobody reads."""
+
+    def __init__(self, content: AsyncGenerator[bytes, None], view: View, place: Place) -> None:
+        headers = {"X-Model-Revision": str(view.revision), "Cache-Control": "no-cache"}
+        super().__init__(content, media_type=EVENTS, headers=headers)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +173,18 @@ class Whole:
 
 
 async def written(
-    engine: EnginePart, encodings: Sequence[Encoding], decoding: Decoding | Sequence[Decoding], view: View
+    engine: EnginePart,
+    encodings: Sequence[Encoding],
+    decoding: Decoding | Sequence[Decoding],
+    view: View,
+    place: Place,
 ) -> AsyncGenerator[Piece | Whole, None]:
     """Answers as they are written: pieces that add up to the text of the whole that follows them."""
     assert isinstance(engine.model, Generator)
     how = decoding if isinstance(decoding, Sequence) else [decoding] * len(encodings)
     asks = [Ask(*each) for each in zip(encodings, how, strict=True)]
     texts = [_Text(engine.model, ask) for ask in asks]
-    async with aclosing(engine.stream(asks, view)) as news:
+    async with aclosing(engine.stream(asks, view, place)) as news:
         async for index, item in news:
             if isinstance(item, int):
                 if piece := texts[index].add(item):
@@ -152,9 +222,10 @@ class _Text:
         return whole[self._shown :]
 
 
-def failed(error: Exception) -> ServiceError:
+def failed(error: Exception, metrics: Metrics) -> ServiceError:
     """What a reader is told of a failure in the middle of a stream; what nobody expected goes to the log."""
     if isinstance(error, ServiceError):
+        metrics.refused(error)
         return error
     log.error("a stream failed", exc_info=error)
     return ServiceError("The service failed to go on with this answer; its log says why.")

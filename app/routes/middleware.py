@@ -1,19 +1,20 @@
-"""Around every request: an id that names it in answers and logs, and a bound on its body."""
+"""Around every request: an id that names it in answers and logs, a bound on its body, and on all at once."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping
-from uuid import uuid4
+from dataclasses import dataclass
 
 import structlog
 from anyio import BrokenResourceError, ClosedResourceError
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils import uuid4
 
-from app.errors import BodyTooLarge, ServiceError, Unavailable
+from app.errors import BodyTooLarge, BodyTooSlow, Overloaded, ServiceError, Unavailable
 from app.observe import Metrics
 from app.routes.problems import error_at
 
@@ -21,10 +22,13 @@ log = structlog.get_logger()
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that metrics tell apart; a client may send any word."""
+FOR_OPERATORS = frozenset({"/livez", "/readyz", "/metrics"})
+SECONDS_BETWEEN_PARTS = 30.0
+SOON = {"Retry-After": "1"}
 
 
 class RequestContext:
-    """Gives each request an id (the caller's, if it sends a sane one), logs it, counts it."""
+    """Gives each request an id (the caller's, if it sends a sane one), logs it, counts it, takes its time."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -34,15 +38,15 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else uuid4().hex
+        began = time.perf_counter()
+        request_id = _request_id(scope)
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -62,13 +66,46 @@ class RequestContext:
                     failure = ServiceError("The service failed to answer this request; its log says why.")
                     await error_at(scope["path"], failure)(scope, receive, send_with_id)
             finally:
-                self._account(scope, status or 500)
+                self._account(scope, status or 500, time.perf_counter() - began)
 
-    def _account(self, scope: Scope, status: int) -> None:
+    def _account(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.requests.labels(method, route, str(status)).inc()
+        if status == 200 and route in self._metrics.predict_seconds:
+            self._metrics.predict_seconds[route].observe(seconds)
         log.debug("request", method=scope["method"], path=scope["path"], status=status)
+
+
+def _request_id(scope: Scope) -> str:
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    return given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else uuid4().hex
+
+
+class BoundedRequests:
+    """Refuses requests beyond a number at once, before anything of them is read; operators' tools always get in."""
+
+    def __init__(self, app: ASGIApp, limit: int, metrics: Metrics) -> None:
+        self._app = app
+        self._limit = limit
+        self._metrics = metrics
+        self._open = 0
+        metrics.requests_in_flight.set_function(lambda: self._open)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in FOR_OPERATORS:
+            await self._app(scope, receive, send)
+            return
+        if self._open >= self._limit:
+            error = Overloaded(f"{self._open} requests are being answered, and no more are taken.", headers=SOON)
+            self._metrics.refused(error)
+            await error_at(scope["path"], error)(scope, receive, send)
+            return
+        self._open += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open -= 1
 
 
 def _reader_has_gone(error: BaseException) -> bool:
@@ -79,49 +116,101 @@ def _reader_has_gone(error: BaseException) -> bool:
 
 
 class BoundedBody:
-    """Refuses bodies beyond a limit before anything reads them; some paths have a larger one."""
+    """Reads bodies, and refuses those beyond a limit, those that do not arrive, and more than fit at once."""
 
-    def __init__(self, app: ASGIApp, limit: int, larger: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        larger: Mapping[str, int],
+        *,
+        at_once: int,
+        metrics: Metrics,
+        patience: float = SECONDS_BETWEEN_PARTS,
+    ) -> None:
+        """Bytes. larger: the limits of some paths. at_once: of all requests. patience: seconds without a part."""
         self._app = app
         self._limit = limit
         self._larger = larger
+        self._room = at_once
+        self._metrics = metrics
+        self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        limit = self._larger.get(scope["path"], self._limit)
-        declared = Headers(scope=scope).get("content-length", "0")
+        held = _Held()
         try:
-            body = None if declared.isdecimal() and int(declared) > limit else await _read(receive, limit)
+            inner = await self._let_in(scope, receive, held)
+            await inner(scope, receive, send)
+        finally:
+            self._room += held.bytes
+
+    async def _let_in(self, scope: Scope, receive: Receive, held: _Held) -> ASGIApp:
+        """The application with the body that was read, or what answers instead."""
+        try:
+            body = await self._read(scope, receive, held)
         except ClientDisconnect:
             log.debug("the client went away", path=scope["path"])
-            return
-        if body is None:
-            error = BodyTooLarge(f"The body is larger than {limit} bytes.")
-            await error_at(scope["path"], error)(scope, receive, send)
-            return
-        await self._app(scope, _replay(body, receive), send)
+            return _silence
+        except ServiceError as error:
+            self._metrics.refused(error)
+            return error_at(scope["path"], error)
+
+        async def with_body(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._app(scope, _replay(body, receive), send)
+
+        return with_body
+
+    async def _read(self, scope: Scope, receive: Receive, held: _Held) -> bytes:
+        """The whole body; what it takes is held until the request is answered.
+
+        Raises ClientDisconnect for one that breaks off, since the part that came may read as something whole;
+        BodyTooLarge, BodyTooSlow and Overloaded.
+        """
+        limit = self._larger.get(scope["path"], self._limit)
+        too_large = BodyTooLarge(f"The body is larger than {limit} bytes.")
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared) > limit:
+            raise too_large
+        parts: list[bytes] = []
+        while True:
+            message = await self._next(receive, held)
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part = message.get("body", b"")
+            if held.bytes + len(part) > limit:
+                raise too_large
+            if len(part) > self._room:
+                raise Overloaded(
+                    "The bodies of the requests being read are as much as there is room for.", headers=SOON
+                )
+            self._room -= len(part)
+            held.bytes += len(part)
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def _next(self, receive: Receive, held: _Held) -> Message:
+        """The next part of the body. Raises BodyTooSlow."""
+        try:
+            async with asyncio.timeout(self._patience):
+                return await receive()
+        except TimeoutError:
+            why = f"{held.bytes} bytes of the body came, and no more for {self._patience:g} seconds."
+            raise BodyTooSlow(why) from None
 
 
-async def _read(receive: Receive, limit: int) -> bytes | None:
-    """The whole body; None if there is more than `limit`.
+async def _silence(scope: Scope, receive: Receive, send: Send) -> None:
+    """Nobody is there to be answered."""
 
-    Raises ClientDisconnect for one that breaks off: the part that came may read as something whole.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            return None
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+
+@dataclass(slots=True)
+class _Held:
+    """What the body of one request takes."""
+
+    bytes: int = 0
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

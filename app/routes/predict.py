@@ -6,13 +6,24 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
 
 from app.engine import Engine as EnginePart
-from app.engine import View
+from app.engine import Place, View
 from app.errors import Unprocessable
 from app.model import Answered, Decoding, Encoding
-from app.routes.answering import EVENTS, Piece, Whole, decoding_of, event, failed, unless_gone, view_of, written
+from app.routes.answering import (
+    EVENTS,
+    Events,
+    Piece,
+    Whole,
+    decoding_of,
+    event,
+    failed,
+    json_response,
+    turn,
+    view_of,
+    written,
+)
 from app.routes.problems import Problem, problems
 from app.routes.schemas import (
     DoneOut,
@@ -31,12 +42,9 @@ router = APIRouter(tags=["predict"])
 @router.post(
     "/predict",
     response_model=PredictOut,
-    response_model_exclude_none=True,
-    responses={**problems(409, 413), 200: {"model": PredictOut, "content": {EVENTS: {}}}},
+    responses={**problems(409, 413, 429, 504), 200: {"model": PredictOut, "content": {EVENTS: {}}}},
 )
-async def predict(
-    body: PredictIn, request: Request, response: Response, service: ServiceOf
-) -> PredictOut | StreamingResponse:
+async def predict(body: PredictIn, request: Request, service: ServiceOf) -> Response:
     """Answer each input, and name the revision and the edits that made the answer.
 
     With `stream`, server-sent events: `token` with a piece of text, `prediction` with each whole answer, then `done`,
@@ -45,37 +53,26 @@ async def predict(
     engine, settings = service.parts.engine, service.settings
     check_texts(body.inputs, "inputs", at_most=settings.max_inputs, settings=settings)
     view, decoding = view_of(engine, body), decoding_of(engine, body.generation, settings)
-    encodings = await engine.encode(body.inputs)
-    bases = await _bases(engine, encodings, decoding) if body.explain else [None] * len(encodings)
-    if body.stream:
-        headers = {"X-Model-Revision": str(view.revision), "Cache-Control": "no-cache"}
-        return StreamingResponse(_events(service, encodings, decoding, view, bases), media_type=EVENTS, headers=headers)
-    with service.metrics.predict_seconds.time():
+    if body.stream and decoding is None:
+        raise Unprocessable("body.stream: this model classifies; its answers come whole.")
+    async with turn(request, service) as place:
+        place.take(len(body.inputs))
+        encodings = await engine.encode(body.inputs)
+        bases = await _bases(engine, encodings, decoding, place) if body.explain else [None] * len(encodings)
+        if body.stream and decoding is not None:
+            place = place.move()
+            news = written(engine, encodings, decoding, view, place)
+            return Events(_written(service, news, view, bases), view, place)
         remember = body.edits == "on" and body.as_of is None and (decoding is None or decoding.sampling is None)
-        answering = engine.answer(encodings, view, decoding=decoding, remember=remember)
-        answers = await (unless_gone(request, answering) if engine.model.writes else answering)
-        predictions = engine.decode(answers)
+        answers = await engine.answer(encodings, view, decoding=decoding, remember=remember, place=place)
+    predictions = engine.decode(answers)
     service.parts.hits.count(fired.edit_id for answer in answers for fired in answer.fired)
-    response.headers["X-Model-Revision"] = str(view.revision)
-    return PredictOut(
+    out = PredictOut(
         revision=view.revision,
         model=engine.model.fingerprint,
         predictions=[prediction_out(*each) for each in zip(predictions, answers, bases, strict=True)],
     )
-
-
-def _events(
-    service: Service,
-    encodings: Sequence[Encoding],
-    decoding: Decoding | None,
-    view: View,
-    bases: Sequence[Answered | None],
-) -> AsyncGenerator[bytes, None]:
-    """The answers as they are written. Raises Unprocessable for a classifier."""
-    engine = service.parts.engine
-    if decoding is None:
-        raise Unprocessable("body.stream: this model classifies; its answers come whole.")
-    return _written(service, written(engine, encodings, decoding, view), view, bases)
+    return json_response(out.model_dump_json(exclude_none=True), view)
 
 
 async def _written(
@@ -92,12 +89,12 @@ async def _written(
                 out = prediction_out(item.generation, item.answer, bases[item.index])
                 yield event("prediction", WholeOut(index=item.index, prediction=out))
     except Exception as error:  # noqa: BLE001 - the answer has begun: all that is left is to say so
-        yield event("error", Problem.of(failed(error)))
+        yield event("error", Problem.of(failed(error, service.metrics)))
         return
     yield event("done", DoneOut(revision=view.revision, model=fingerprint))
 
 
 async def _bases(
-    engine: EnginePart, encodings: Sequence[Encoding], decoding: Decoding | None
+    engine: EnginePart, encodings: Sequence[Encoding], decoding: Decoding | None, place: Place
 ) -> Sequence[Answered | None]:
-    return engine.decode(await engine.answer(encodings, engine.live.bare(), decoding=decoding))
+    return engine.decode(await engine.answer(encodings, engine.live.bare(), decoding=decoding, place=place))

@@ -83,6 +83,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
+        app.state.service.metrics.refused(error)
         return error_at(request.url.path, error)
 
     @app.exception_handler(EditorError)

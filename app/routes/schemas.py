@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from app.engine import Answer
 from app.errors import Unprocessable
-from app.model import Answered, Generation
+from app.model import Answered, Generation, Prediction
 from app.settings import Settings
 from app.store import EditRecord, HistoryRow, RevisionRecord
 
@@ -372,12 +371,25 @@ def check_texts(texts: list[str], where: str, *, at_most: int, settings: Setting
 def prediction_out(said: Answered, answer: Answer, base: Answered | None) -> PredictionOut:
     """One answer, as a caller sees it."""
     if isinstance(said, Generation):
-        return TextPredictionOut.model_validate(
-            {
-                **asdict(said),
-                "fired": [FiredOut(**asdict(each)) for each in answer.fired],
-                "base": base and asdict(base),
-            }
+        assert base is None or isinstance(base, Generation)
+        return TextPredictionOut(
+            text=said.text,
+            finish_reason=_finish_reason(said),
+            fired=[
+                FiredOut(edit_id=each.edit_id, strength=each.strength, positions=each.positions)
+                for each in answer.fired
+            ],
+            base=None if base is None else TextOut(text=base.text, finish_reason=_finish_reason(base)),
         )
-    fired = [FiredOut(edit_id=each.edit_id, strength=each.strength, positions=None) for each in answer.fired]
-    return LabelPredictionOut.model_validate({**asdict(said), "fired": fired, "base": base and asdict(base)})
+    assert base is None or isinstance(base, Prediction)
+    return LabelPredictionOut(
+        label=said.label,
+        score=said.score,
+        scores=dict(said.scores),
+        fired=[FiredOut(edit_id=each.edit_id, strength=each.strength, positions=None) for each in answer.fired],
+        base=None if base is None else LabelOut(label=base.label, score=base.score, scores=dict(base.scores)),
+    )
+
+
+def _finish_reason(said: Generation) -> Literal["stop", "length"]:
+    return "stop" if said.finish_reason == "stop" else "length"

@@ -70,14 +70,15 @@ class Service:
         return self._parts
 
 
-def service(request: Request) -> Service:
+# What follows is async only because FastAPI would run it in a thread otherwise, once for each request.
+async def service(request: Request) -> Service:
     """The service that this application is."""
     found = request.app.state.service
     assert isinstance(found, Service)
     return found
 
 
-def actor() -> str:
+async def actor() -> str:
     """Who makes a change; kept with it for ever."""
     return LOCAL
 
@@ -85,27 +86,27 @@ def actor() -> str:
 ServiceOf = Annotated[Service, Depends(service)]
 
 
-def _settings(service: ServiceOf) -> Settings:
+async def _settings(service: ServiceOf) -> Settings:
     return service.settings
 
 
-def _engine(service: ServiceOf) -> EnginePart:
+async def _engine(service: ServiceOf) -> EnginePart:
     return service.parts.engine
 
 
-def _ledger(service: ServiceOf) -> LedgerPart:
+async def _ledger(service: ServiceOf) -> LedgerPart:
     return service.parts.ledger
 
 
-def _editing(service: ServiceOf) -> EditingPart:
+async def _editing(service: ServiceOf) -> EditingPart:
     return service.parts.editing
 
 
-def _guarding(service: ServiceOf) -> GuardingPart:
+async def _guarding(service: ServiceOf) -> GuardingPart:
     return service.parts.guarding
 
 
-def _if_match(
+async def _if_match(
     if_match: Annotated[str | None, Header(description='Only if this is still the revision, as `"r12"`.')] = None,
 ) -> int | None:
     """The revision that the caller built on; None if it does not say, or says `*`."""
@@ -117,7 +118,7 @@ def _if_match(
     return int(found[1])
 
 
-def _wait(
+async def _wait(
     service: ServiceOf,
     prefer: Annotated[str | None, Header(description="`wait=30`: how many seconds to wait for the outcome.")] = None,
 ) -> float:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from app.engine import Engine, View
+from app.engine import Engine, Place, View
 from app.errors import NotFound, Unprocessable
 from app.model import Decoding, Encoding, Generator, Sampling
 from app.model import Model as ServedModel
@@ -67,20 +67,21 @@ def is_causal(model: ServedModel) -> bool:
     return model.task == "causal"
 
 
-async def asked_to_complete(engine: Engine, body: CompletionIn, settings: Settings) -> Asked:
-    """What a completion asks. Raises what a caller can have asked wrongly."""
+async def asked_to_complete(engine: Engine, body: CompletionIn, settings: Settings, place: Place) -> Asked:
+    """What a completion asks; takes the place for it. Raises what a caller can have asked wrongly, and Overloaded."""
     model = causal(engine.model, body.model)
     prompts = body.prompts
     _check_choices(len(prompts), body, settings)
     decodings = _decodings(body, "max_tokens", body.max_tokens, COMPLETION_TOKENS, settings)
     view = _view(engine, body)
+    place.take(len(prompts) * len(decodings))
     with _about("prompt"):
         encodings = await _encodings(engine, model, prompts, settings)
     return Asked(_not_empty(encodings, "prompt"), decodings, view, _remembered(body))
 
 
-async def asked_to_chat(engine: Engine, body: ChatIn, settings: Settings) -> Asked:
-    """What a conversation asks. Raises what a caller can have asked wrongly."""
+async def asked_to_chat(engine: Engine, body: ChatIn, settings: Settings, place: Place) -> Asked:
+    """What a conversation asks; takes the place for it. Raises what a caller can have asked wrongly, and Overloaded."""
     model = causal(engine.model, body.model)
     _check_choices(1, body, settings)
     if body.max_tokens is not None and body.max_completion_tokens is not None:
@@ -90,6 +91,7 @@ async def asked_to_chat(engine: Engine, body: ChatIn, settings: Settings) -> Ask
     decodings = _decodings(body, name, wanted, settings.max_new_tokens, settings)
     view = _view(engine, body)
     prompt = _rendered(model, body.messages, settings)
+    place.take(len(decodings))
     with _about("messages"):
         encodings = await engine.encode([prompt])
     return Asked(encodings, decodings, view, _remembered(body), prompt)

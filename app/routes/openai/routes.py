@@ -6,12 +6,11 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
-from app.engine import Answer, Fired
+from app.engine import Answer, Fired, Place
 from app.model import Generation
-from app.routes.answering import EVENTS, Piece, Whole, failed, unless_gone, written
+from app.routes.answering import EVENTS, Events, Piece, Whole, failed, json_response, turn, written
 from app.routes.openai.answers import (
     Body,
     ChatForm,
@@ -49,22 +48,22 @@ async def show_model(model_id: str, engine: Engine) -> ModelCard:
 
 
 @router.post("/completions", response_model=CompletionOut, responses={200: {"content": {EVENTS: {}}}})
-async def complete(
-    body: CompletionIn, request: Request, response: Response, service: ServiceOf
-) -> Body | StreamingResponse:
+async def complete(body: CompletionIn, request: Request, service: ServiceOf) -> Response:
     """Go on with each prompt."""
     engine = service.parts.engine
-    asked = await asked_to_complete(engine, body, service.settings)
-    echoed = _echoed(body, asked, service) if body.echo else [""] * len(asked.encodings)
-    return await _answered(service, asked, CompletionForm(engine.model.name, echoed), body, request, response)
+    async with turn(request, service) as place:
+        asked = await asked_to_complete(engine, body, service.settings, place)
+        echoed = _echoed(body, asked, service) if body.echo else [""] * len(asked.encodings)
+        return await _answered(service, asked, CompletionForm(engine.model.name, echoed), body, place)
 
 
 @router.post("/chat/completions", response_model=ChatOut, responses={200: {"content": {EVENTS: {}}}})
-async def chat(body: ChatIn, request: Request, response: Response, service: ServiceOf) -> Body | StreamingResponse:
+async def chat(body: ChatIn, request: Request, service: ServiceOf) -> Response:
     """Say the next turn of a conversation."""
     engine = service.parts.engine
-    asked = await asked_to_chat(engine, body, service.settings)
-    return await _answered(service, asked, ChatForm(engine.model.name), body, request, response)
+    async with turn(request, service) as place:
+        asked = await asked_to_chat(engine, body, service.settings, place)
+        return await _answered(service, asked, ChatForm(engine.model.name), body, place)
 
 
 def _echoed(body: CompletionIn, asked: Asked, service: Service) -> list[str]:
@@ -77,28 +76,24 @@ def _echoed(body: CompletionIn, asked: Asked, service: Service) -> list[str]:
     return [text for text in texts for _ in asked.decodings]
 
 
-async def _answered(
-    service: Service, asked: Asked, form: Form, body: Writing, request: Request, response: Response
-) -> Body | StreamingResponse:
-    revision = str(asked.view.revision)
+async def _answered(service: Service, asked: Asked, form: Form, body: Writing, place: Place) -> Response:
+    engine, view = service.parts.engine, asked.view
     if body.stream:
+        place = place.move()
         include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        headers = {"X-Model-Revision": revision, "Cache-Control": "no-cache"}
-        chunks = _chunks(service, asked, form, include_usage=include_usage)
-        return StreamingResponse(chunks, media_type=EVENTS, headers=headers)
-    engine = service.parts.engine
-    with service.metrics.predict_seconds.time():
-        answering = engine.answer(asked.encodings, asked.view, decoding=asked.how, remember=asked.remember)
-        answers = await unless_gone(request, answering)
-        said = [each for each in engine.decode(answers) if isinstance(each, Generation)]
+        return Events(_chunks(service, asked, form, place, include_usage=include_usage), view, place)
+    answers = await engine.answer(asked.encodings, view, decoding=asked.how, remember=asked.remember, place=place)
+    said = [each for each in engine.decode(answers) if isinstance(each, Generation)]
     service.parts.hits.count(fired.edit_id for answer in answers for fired in answer.fired)
-    response.headers["X-Model-Revision"] = revision
-    response.headers["X-Errata-Fired"] = strongest(fired for answer in answers for fired in answer.fired)
     usage = Usage.of(asked.prompt_tokens, sum(answer.output.positions for answer in answers))
-    return form.whole(said, usage, _errata(service, asked, answers))
+    fired = strongest(fired for answer in answers for fired in answer.fired)
+    out = form.whole(said, usage, _errata(service, asked, answers))
+    return json_response(out.model_dump_json(), view, {"X-Errata-Fired": fired})
 
 
-async def _chunks(service: Service, asked: Asked, form: Form, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _chunks(
+    service: Service, asked: Asked, form: Form, place: Place, *, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
     """The answers as they are written, as server-sent events. What fails once they have begun is an event too."""
     hidden = None if include_usage else {"usage"}
     tokens = 0
@@ -106,12 +101,13 @@ async def _chunks(service: Service, asked: Asked, form: Form, *, include_usage: 
         for index in range(len(asked.encodings)):
             if opening := form.opening(index):
                 yield _event(opening.model_dump_json(exclude=hidden))
-        async with aclosing(written(service.parts.engine, asked.encodings, asked.how, asked.view)) as news:
+        news = written(service.parts.engine, asked.encodings, asked.how, asked.view, place)
+        async with aclosing(news):
             async for item in news:
                 tokens += item.answer.output.positions if isinstance(item, Whole) else 0
                 yield _event(_chunk(service, asked, form, item).model_dump_json(exclude=hidden))
     except Exception as error:  # noqa: BLE001 - the answer has begun: all that is left is to say so
-        yield _event(error_out(failed(error)).model_dump_json())
+        yield _event(error_out(failed(error, service.metrics)).model_dump_json())
         return
     if include_usage:
         yield _event(form.counted(Usage.of(asked.prompt_tokens, tokens)).model_dump_json())
