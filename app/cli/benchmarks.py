@@ -44,7 +44,9 @@ def _benchmarks() -> dict[str, str]:
     """Name and first sentence of every benchmark; read, not imported, since they import torch."""
     if not _folder().is_dir():
         fail(f"Benchmarks are run from a working tree of Errata; {_folder().parent} holds none.")
-    sources = {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(_folder().glob("*.py"))}
+    files = {path.stem: path for path in _folder().glob("*.py")}
+    files |= {path.parent.name: path for path in _folder().glob("*/__main__.py")}
+    sources = {name: ast.parse(path.read_text("utf-8")) for name, path in sorted(files.items())}
     return {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in sources.items() if _runs(tree)}
 
 

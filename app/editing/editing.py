@@ -22,6 +22,7 @@ from app.errors import (
     NotLive,
     NotReverted,
     RevisionMoved,
+    ServiceError,
     Unavailable,
     UnknownEdit,
     Unprocessable,
@@ -40,6 +41,7 @@ from app.store import (
     RevisionRecord,
     Status,
 )
+from editors.errors import EditorError
 
 NAMED = 3
 """Edits named in the sentence of a rejection; the document lists all."""
@@ -108,6 +110,48 @@ class Editing:
         )
         self._worker.wake()
         return accepted
+
+    async def report_each(self, reports: Sequence[Report], *, actor: str) -> list[str | ServiceError | EditorError]:
+        """Queue several corrections, as `report` would one by one: of each its id, or why it is refused.
+
+        Those for which the queue has no room are refused with QueueFull.
+        """
+        found: list[str | ServiceError | EditorError] = []
+        drafts: list[Draft] = []
+        for report in reports:
+            try:
+                draft = self._draft(report)
+                await asyncio.to_thread(Encoded.of, self._shop.engine.model, draft)
+                await self._check_supersedes(draft)
+            except (ServiceError, EditorError) as error:
+                found.append(error)
+            else:
+                found.append("")
+                drafts.append(draft)
+        accepted = await asyncio.to_thread(self._shop.ledger.accept_each, drafts, actor=actor, limit=self._max_queued)
+        self._worker.wake()
+        outcomes = iter(accepted)
+        return [_named(next(outcomes)) if each == "" else each for each in found]
+
+    async def endings(self, edit_ids: Sequence[str]) -> AsyncIterator[EditRecord]:
+        """The records of edits, in this order, each as soon as it and those before it have ended."""
+        waiting = list(edit_ids)
+        while waiting:
+            with self._shop.listeners.listening(waiting[0]) as news:
+                while (await self._records(waiting[:1]))[0].status in IN_WORK:
+                    await _next_change(news, POLL_SECONDS)
+            for record in await self._records(waiting):
+                if record.status in IN_WORK:
+                    break
+                yield record
+                waiting.pop(0)
+
+    async def _records(self, edit_ids: Sequence[str]) -> list[EditRecord]:
+        """Records without histories, of which none that this process does not serve says that it is live."""
+        found = await asyncio.to_thread(self._shop.ledger.records, edit_ids)
+        if any((record.revision or 0) > self._shop.engine.live.revision for record in found.values()):
+            await self._shop.follower.catch_up()
+        return [found[edit_id] for edit_id in edit_ids]
 
     async def record(self, edit_id: str) -> EditRecord:
         """The audit record. Raises NotFound."""
@@ -288,7 +332,7 @@ class Editing:
 
     async def _revert(self, record: EditRecord, live: Live, *, actor: str, reason: str) -> None:
         remaining = live.view(exclude=[record.id]).alive
-        exempt = Exemption(frozenset({record.id}), self._shop.memory.edits.input_keys(live.live_edits()))
+        exempt = Exemption(frozenset({record.id}))
         verdict: Mapping[str, Any] = {}
         broken: tuple[str, ...] = ()
         if record.status is Status.LIVE:
@@ -322,7 +366,7 @@ class Editing:
         coming = live.patch_of(record.id)
         assert coming is not None, "an edit that was live has a patch"
         alive[coming] = True
-        exempt = self._shop.exempt(draft, live, replaced=draft.supersedes)
+        exempt = self._shop.exempt(draft, replaced=draft.supersedes)
         exempt = replace(exempt, edit_ids=exempt.edit_ids | {record.id})
         encoded = Encoded.of(self._shop.engine.model, draft)
         before = await self._shop.answers(encoded, live.view())
@@ -332,6 +376,10 @@ class Editing:
         judged = await self._shop.judged(judging)
         gates = self._shop.own_gates(draft, before, after)
         return after, judged.verdict.with_gates(gates)
+
+
+def _named(accepted: Accepted | ServiceError) -> str | ServiceError:
+    return accepted if isinstance(accepted, ServiceError) else accepted.edit_id
 
 
 def rejection(edit_id: str, verdict: Mapping[str, Any]) -> EditRejected:

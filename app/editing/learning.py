@@ -31,6 +31,10 @@ TOKENS_A_SLICE = 512
 """Tokens of an edit's texts that are run, with gradients, in one slice of a fit."""
 
 
+SCREENED = 8
+"""Numbers of a query that are looked at first."""
+
+
 class Cancelled(Exception):
     """The edit was cancelled while it was worked on."""
 
@@ -72,8 +76,8 @@ class Candidate:
 class Learning:
     """Learns patches, and measures them. Nothing of it goes live."""
 
-    def __init__(self, shop: Workshop, metrics: Metrics, *, rounds: int, cancelled: Callable[[], bool]) -> None:
-        """rounds: how often an edit is fitted at most. cancelled: whether the edit in hand is not wanted any more."""
+    def __init__(self, shop: Workshop, metrics: Metrics, *, rounds: int, cancelled: Callable[[str], bool]) -> None:
+        """rounds: how often an edit is fitted at most. cancelled: whether an edit in hand is not wanted any more."""
         self._shop = shop
         self._metrics = metrics
         self._rounds = rounds
@@ -109,7 +113,7 @@ class Learning:
                 if best is None:
                     raise
                 break
-            patch = self._patch(attempt, fitted)
+            patch = patch_of(self._shop, attempt, fitted)
             if best is None and attempt.replaced != attempt.record.id:
                 await self._judging(attempt.record.id)
             with self._metrics.edit_seconds.labels("judge").time():
@@ -160,19 +164,18 @@ class Learning:
 
     def _put_together(self, attempt: Attempt) -> Generator[None, None, Problem]:
         shop, live, base, draft = self._shop, attempt.live, attempt.base, attempt.record.draft
-        earlier = [edit_id for edit_id in live.live_edits() if edit_id != attempt.replaced]
         rows, positions = attempt.under.rows, attempt.under.positions()
         if attempt.replaced is not None:  # others may have been fitted while what is replaced held them, too
-            exempt = shop.exempt(draft, live, replaced=attempt.replaced)
+            exempt = shop.exempt(draft, replaced=attempt.replaced)
             leaning = yield from shop.judge.leaning_on(live, base.alive, exempt=exempt)
             rows, positions = Rows.join([rows, leaning]), torch.cat([positions, -1 - torch.arange(len(leaning))])
-        edits = yield from shop.judge.rows_of(live, earlier)
+        edits = yield from shop.judge.rows_of(live, base.alive)
         memory = shop.memory.base()
-        insides, remembered = yield from self._insides(attempt, earlier)
+        insides, remembered = yield from self._insides(attempt)
         return Problem(
             Rows(rows.queries, base.add(rows.queries, rows.residuals), rows.labels),
             positions.to(rows.labels.device),
-            [_others(part, rows) for part in (*memory, edits)],
+            [others(part, rows) for part in (*memory, edits)],
             shop.engine.readout,
             moments=shop.memory.moments(memory),
             inside=insides[0]() if insides else None,
@@ -182,13 +185,12 @@ class Learning:
             add=base.add,
         )
 
-    def _insides(
-        self, attempt: Attempt, earlier: Sequence[str]
-    ) -> Generator[None, None, tuple[list[Callable[[], Inside]], list[Remembered]]]:
+    def _insides(self, attempt: Attempt) -> Generator[None, None, tuple[list[Callable[[], Inside]], list[Remembered]]]:
         """The edit's texts at the layer that its editor has chosen, piece by piece, and what is remembered there."""
         model, encoded, site, base = self._shop.engine.model, attempt.encoded, attempt.site, attempt.base
         if not isinstance(site, LayerSite):
             return [], []
+        earlier = self._shop.memory.edits.shown.flags_of(attempt.live.edit_ids, base.alive)
         remembered = yield from self._shop.memory.keys(site, model, encoded.wanted[0], earlier)
         pieces = _pieces([encoded.input, *encoded.rephrases], encoded.wanted)
         return [partial(model.inside, *piece, site, base.add) for piece in pieces], remembered
@@ -201,22 +203,16 @@ class Learning:
         edit_id = attempt.record.id
 
         def on_slice(step: Step) -> None:
-            if self._cancelled():
+            if self._cancelled(edit_id):
                 raise Cancelled
             progress = {"round": round_number, "step": step.number, "loss": step.loss, "losses": dict(step.losses)}
             loop.call_soon_threadsafe(self._shop.listeners.tell, edit_id, progress)
 
         return await self._shop.engine.work(editor.fit(problem, options), on_slice)
 
-    def _patch(self, attempt: Attempt, fitted: Fitted) -> Patch:
-        """The patch as it will be stored and served: what is judged is what its bytes say."""
-        model, editor = self._shop.engine.model, self._shop.editor(attempt.record.draft.editor)
-        header = Header(editor.name, editor.version, model.fingerprint, attempt.site.name, model.dtype)
-        return codec.decode(codec.encode(Patch(header, fitted.tensors)))
-
     async def _judged(self, attempt: Attempt, patch: Patch) -> tuple[Answers, Judged, Verdict]:
         draft, live = attempt.record.draft, attempt.live
-        exempt = self._shop.exempt(draft, live, replaced=attempt.replaced)
+        exempt = self._shop.exempt(draft, replaced=attempt.replaced)
         view = View(
             live.revision + 1,
             live.overlay.extend([patch]),
@@ -230,21 +226,35 @@ class Learning:
             exempt=exempt,
             own=attempt.reading.of_text(0),
             required=self._shop.required(draft),
-            spoilt=_spoilt(draft, after),
+            spoilt=spoilt(draft, after),
         )
         judged = await self._shop.judged(judging)
         gates = self._shop.own_gates(draft, attempt.before, after)
         return after, judged, judged.verdict.with_gates(gates)
 
 
-def _others(memory: Rows, edit: Rows) -> Rows:
+def patch_of(shop: Workshop, attempt: Attempt, fitted: Fitted) -> Patch:
+    """The patch as it will be stored and served: what is judged is what its bytes say."""
+    model, editor = shop.engine.model, shop.editor(attempt.record.draft.editor)
+    header = Header(editor.name, editor.version, model.fingerprint, attempt.site.name, model.dtype)
+    return codec.decode(codec.encode(Patch(header, fitted.tensors)))
+
+
+def others(memory: Rows, edit: Rows) -> Rows:
     """Memory without the edit's own rows: what was answered to the mistake is nothing to keep."""
     if not len(memory):
         return memory
     near = 1e-4 * edit.queries.float().norm(dim=-1).amax()
-    distances = torch.cdist(memory.queries.float(), edit.queries.float())
-    same = (distances <= near) & (memory.labels.unsqueeze(-1) != edit.labels)
-    own = same.any(-1)
+    first = slice(SCREENED)  # rows that differ there are told apart without reading all of the memory
+    apart = (memory.queries[:, first].unsqueeze(1) - edit.queries[:, first]).float().abs() > near
+    close = (~apart.any(-1)).any(-1).nonzero().squeeze(-1)
+    if not len(close):
+        return memory
+    found = memory[close]
+    distances = torch.cdist(found.queries.float(), edit.queries.float())
+    same = (distances <= near) & (found.labels.unsqueeze(-1) != edit.labels)
+    own = torch.zeros_like(memory.labels, dtype=torch.bool)
+    own[close] = same.any(-1)
     return memory[~own] if bool(own.any()) else memory
 
 
@@ -271,13 +281,13 @@ def evidence(attempt: Attempt, candidate: Candidate) -> Evidence:
     """What is kept of a candidate that does not go live."""
     return Evidence(
         before=attempt.before.as_json(),
-        after=None if _spoilt(attempt.record.draft, candidate.after) else candidate.after.as_json(),
+        after=None if spoilt(attempt.record.draft, candidate.after) else candidate.after.as_json(),
         verdict=candidate.verdict.as_json(),
         fit=_fit_record(candidate),
     )
 
 
-def _spoilt(draft: Draft, answers: Answers) -> list[str]:
+def spoilt(draft: Draft, answers: Answers) -> list[str]:
     """The texts of an edit that a classifier answers with NaN or infinity, which no record can hold."""
     texts = [draft.input, *draft.rephrases, *draft.keep]
     return [

@@ -115,7 +115,7 @@ async def robustness(
     of_input = await _of_input(shop, draft, changed, live.view())
     of_guard = None
     if guard and len(guarded):
-        edited = shop.memory.edits.input_keys(live.live_edits())
+        edited = frozenset(entry.input_key for entry in live.live_entries())
         numbers = await asyncio.to_thread(_sample, guarded, edited, seed)
         of_guard = await _of_guard(shop, guarded.known, numbers, live, seed=seed)
     return Robustness(edit_id, live.revision, seed, versions, of_input, of_guard)

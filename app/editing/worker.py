@@ -6,17 +6,19 @@ Whatever goes wrong, an edit ends in the store: live, rejected, failed, not need
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import structlog
 
+from app import heap
 from app.editing.learning import Attempt, Cancelled, Candidate, Learning, evidence, learned
+from app.editing.several import MOST, Several
 from app.editing.workshop import Workshop
 from app.errors import ConflictingEdit, Unavailable
 from app.observe import Metrics
-from app.store import EditRecord, Evidence, HeadMoved, QueueLock, Status
+from app.store import IN_WORK, EditRecord, Evidence, HeadMoved, QueueLock, Status
 from editors.errors import EditorError
 
 IDLE_SECONDS = 1.0
@@ -39,9 +41,10 @@ class Worker:
         self._wake = asyncio.Event()
         self._stopping = False
         self._abandoned = False  # whether an edit was left in work here because its end could not be recorded
-        self._in_hand: str | None = None
-        self._cancelled = False  # whether the edit in hand was
-        self._learning = Learning(shop, metrics, rounds=rounds, cancelled=lambda: self._cancelled)
+        self._in_hand: frozenset[str] = frozenset()
+        self._cancelled: set[str] = set()  # of the edits in hand
+        self._learning = Learning(shop, metrics, rounds=rounds, cancelled=self._cancelled.__contains__)
+        self._several = Several(shop, metrics)
 
     def wake(self) -> None:
         """There is an edit in the queue."""
@@ -49,7 +52,8 @@ class Worker:
 
     def cancel(self, edit_id: str) -> None:
         """Stop fitting this edit, if it is in hand here."""
-        self._cancelled = self._cancelled or edit_id == self._in_hand
+        if edit_id in self._in_hand:
+            self._cancelled.add(edit_id)
 
     def stop(self) -> None:
         """Finish the edit in hand, leave the rest queued."""
@@ -59,6 +63,7 @@ class Worker:
     async def run(self) -> None:
         """Work until stopped. Of all processes on one model, one at a time works its queue."""
         lock = self._shop.ledger.queue_lock()
+        looking = asyncio.create_task(self._look())
         try:
             while not self._stopping:
                 if await self._holds(lock) and await self._work_on_next():
@@ -67,7 +72,18 @@ class Worker:
                     await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
                 self._wake.clear()
         finally:
+            looking.cancel()
             lock.release()
+
+    async def _look(self) -> None:
+        """Let the judge see what is live before there is anything to judge: of many edits that takes a while."""
+        try:
+            await self._shop.judged(self._shop.judge.look(self._shop.engine.live))
+            await asyncio.to_thread(heap.give_back)
+        except HeadMoved:  # somebody was faster
+            return
+        except Exception:  # the job boundary: it is seen with the first verdict
+            log.exception("cannot see how the live edits stand")
 
     async def _holds(self, lock: QueueLock) -> bool:
         """Whether this process may work the queue; takes up what a dead process left when it comes to it."""
@@ -87,25 +103,59 @@ class Worker:
         return True
 
     async def _work_on_next(self) -> bool:
+        """The oldest edits of the queue, as many as can be learned together; else one that is to be fitted again."""
         try:
-            record = await asyncio.to_thread(self._shop.ledger.claim)
+            chosen = self._several.chosen(await asyncio.to_thread(self._shop.ledger.queued, MOST))
+            records = await self._claimed(chosen)
         except Exception:  # the job boundary: the database may be away for a while
             log.exception("cannot claim an edit")
             return False
-        if record is None:
+        if not records:
             return await self._refit_next()
-        self._shop.listeners.tell(record.id)
-        self._in_hand, self._cancelled = record.id, False
+        for record in records:
+            self._shop.listeners.tell(record.id)
+        self._in_hand = frozenset(record.id for record in records)
+        self._cancelled.clear()
         try:
-            status = await self._work_on_or_fail(record)
-        except Unavailable as error:  # it is queued again as soon as the database answers
-            log.warning("an edit is left in work", edit_id=record.id, reason=str(error))
+            left = await self._worked_on_together(records) if len(records) > 1 else records
+            for record in left:
+                self._ended(record.id, await self._work_on_or_fail(record))
+        except Unavailable as error:  # what is left is queued again as soon as the database answers
+            log.warning("edits are left in work", edit_ids=[record.id for record in records], reason=str(error))
             self._abandoned = True
             return False
-        self._metrics.edits.labels(status.value).inc()
-        self._shop.listeners.tell(record.id)
-        log.info("edit done", edit_id=record.id, status=status.value)
         return True
+
+    async def _claimed(self, chosen: Sequence[EditRecord]) -> list[EditRecord]:
+        if len(chosen) > 1:
+            return await asyncio.to_thread(self._shop.ledger.claim_these, [record.id for record in chosen])
+        record = await asyncio.to_thread(self._shop.ledger.claim)
+        return [] if record is None else [record]
+
+    async def _worked_on_together(self, records: Sequence[EditRecord]) -> list[EditRecord]:
+        """The edits that are still to be worked on, each by itself."""
+        ended: Mapping[str, Status] = {}
+        try:
+            ended = await self._several.work(records)
+        except Unavailable:
+            raise
+        except HeadMoved:
+            log.info("the revision moved on, working on each edit by itself", edits=len(records))
+        except Exception:  # the job boundary: if it comes from one of them, it fails alone
+            log.exception("edits could not be learned together", edits=len(records))
+        for edit_id, status in ended.items():
+            self._ended(edit_id, status)
+        unsettled = [record.id for record in records if record.id not in ended]
+        now = await asyncio.to_thread(self._shop.ledger.records, unsettled)
+        for edit_id, record in now.items():
+            if record.status not in IN_WORK:
+                self._ended(edit_id, record.status)
+        return [now[edit_id] for edit_id in unsettled if now[edit_id].status in IN_WORK]
+
+    def _ended(self, edit_id: str, status: Status) -> None:
+        self._metrics.edits.labels(status.value).inc()
+        self._shop.listeners.tell(edit_id)
+        log.info("edit done", edit_id=edit_id, status=status.value)
 
     async def _work_on_or_fail(self, record: EditRecord) -> Status:
         try:
@@ -136,7 +186,7 @@ class Worker:
             record = await asyncio.to_thread(self._shop.ledger.claim_refit)
             if record is None:
                 return False
-            self._in_hand, self._cancelled = None, False
+            self._in_hand = frozenset()
             refused, verdict = await self._refitted_or_not(record)
             if refused is not None:
                 ledger = self._shop.ledger

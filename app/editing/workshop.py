@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from editors.registry import editor_named, options_of
 from editors.site import Site
 from editors.types import Editor
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -56,12 +57,12 @@ class Workshop:
         """Where the patch of an edit meets the model. Raises UnknownEditor and BadOptions."""
         return self.editor(draft.editor).site(self.engine.model.sites, self.options(draft.editor, draft.options))
 
-    async def judged(self, slices: Generator[None, None, T]) -> T:
+    async def judged(self, slices: Generator[S, None, T], on_slice: Callable[[S], None] = lambda done: None) -> T:
         """Run work of the judge on the device thread, one at a time. Raises HeadMoved for a former revision."""
         head = self.engine.live.revision
         async with self.judging:
             try:
-                return await self.engine.work(slices, lambda done: None)
+                return await self.engine.work(slices, on_slice)
             except Outdated:
                 raise HeadMoved(head, self.engine.live.revision) from None
 
@@ -88,7 +89,6 @@ class Workshop:
             alive[list(live.patches_of(replaced))] = False
         return alive
 
-    def exempt(self, draft: Draft, live: Live, *, replaced: str | None) -> Exemption:
-        """What an edit is meant to change: what it replaces, and guard inputs equal to an edited one."""
-        edit_ids = frozenset({replaced} if replaced is not None else ())
-        return Exemption(edit_ids, self.memory.edits.input_keys(live.live_edits()) | {draft.input_key})
+    def exempt(self, draft: Draft, *, replaced: str | None) -> Exemption:
+        """What an edit is meant to change: what it replaces, and guard inputs equal to its own."""
+        return Exemption(frozenset({replaced} if replaced is not None else ()), frozenset({draft.input_key}))

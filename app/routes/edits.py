@@ -12,19 +12,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import ValidationError
 
-from app.editing import Editing as EditingPart
-from app.editing import Report
-from app.editing.editing import rejection
-from app.editing.worker import NO_CONFLICT
-from app.errors import BadRequest, ConflictingEdit, EditCancelled, EditFailed, ServiceError, translate
-from app.routes.problems import invalid, problem, problems
-from app.routes.schemas import EditId, EditIn, EditOut, EditsOut, Note, RequiredIn, check_texts
+from app.errors import BadRequest
+from app.routes.answering import wanted
+from app.routes.importing import Importing
+from app.routes.problems import problems
+from app.routes.reports import outcome_of, report_of
+from app.routes.schemas import EditId, EditIn, EditOut, EditsOut, Note, RequiredIn
 from app.routes.service import Actor, Editing, Engine, IfMatch, Ledger, ServiceOf, SettingsOf, Wait
-from app.settings import Settings
-from app.store import IN_WORK, EditRecord, IdempotencyKey, Status
-from editors.errors import EditorError
+from app.store import EditRecord, IdempotencyKey, Status
 
 router = APIRouter(prefix="/edits", tags=["edits"])
 
@@ -42,7 +38,7 @@ async def _existing(edit_id: Id, editing: Editing) -> EditRecord:
     return await editing.record(edit_id)
 
 
-def _last_seen(
+async def _last_seen(
     last_event_id: Annotated[str | None, Header(description="Resume after this event.")] = None,
 ) -> int:
     """The history row after which to go on; 0 for the beginning."""
@@ -68,6 +64,7 @@ LastSeen = Annotated[int, Depends(_last_seen)]
 )
 async def report(
     body: EditIn,
+    request: Request,
     response: Response,
     editing: Editing,
     engine: Engine,
@@ -82,13 +79,14 @@ async def report(
     `If-Match` is checked as the report is accepted, not again when the edit goes live.
     """
     accepted = await editing.report(
-        _report(body, settings),
+        report_of(body, settings),
         actor=actor,
         key=None if key is None else IdempotencyKey(key, _body_hash(body)),
         if_match=if_match,
     )
-    record = await editing.wait(accepted.edit_id, wait)
-    response.status_code = _outcome(record)
+    async with wanted(request):  # the edit goes on without whoever waited for it
+        record = await editing.wait(accepted.edit_id, wait)
+    response.status_code = outcome_of(record)
     response.headers["Location"] = f"/edits/{record.id}"
     if wait:
         response.headers["Preference-Applied"] = f"wait={wait:.0f}"
@@ -120,15 +118,13 @@ async def list_edits(
     "/import", response_class=StreamingResponse, responses={**problems(413), 200: {"content": {JSON_LINES: {}}}}
 )
 async def import_edits(request: Request, service: ServiceOf, actor: Actor) -> StreamingResponse:
-    """Make every line an edit, one after the other; a bad line is answered as such and the others go on."""
-    lines = (await request.body()).splitlines()
-    editing, settings = service.parts.editing, service.settings
+    """Make every line an edit, in their order; a bad line is answered as such and the others go on."""
+    lines = [(number, line) for number, line in enumerate((await request.body()).splitlines(), start=1) if line.strip()]
+    importing = Importing(service.parts.editing, service.settings, actor)
 
     async def outcomes() -> AsyncIterator[bytes]:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                outcome = await _import_line(line, editing, settings, actor)
-                yield json.dumps({"line": number, **outcome}).encode() + b"\n"
+        async for number, outcome in importing.outcomes(lines):
+            yield json.dumps({"line": number, **outcome}).encode() + b"\n"
 
     return StreamingResponse(outcomes(), media_type=JSON_LINES)
 
@@ -194,53 +190,11 @@ async def reapply(
     return EditOut.of(record)
 
 
-def _report(body: EditIn, settings: Settings) -> Report:
-    check_texts([body.input], "input", at_most=1, settings=settings)
-    check_texts(body.rephrases, "rephrases", at_most=settings.max_rephrases, settings=settings)
-    check_texts(body.keep, "keep", at_most=settings.max_rephrases, settings=settings)
-    return Report(
-        input=body.input,
-        target=body.target,
-        rephrases=tuple(body.rephrases),
-        keep=tuple(body.keep),
-        editor=body.editor,
-        options=body.options,
-        reason=body.reason,
-        reporter=body.reporter,
-        dry_run=body.dry_run,
-        supersedes=body.supersedes,
-        required=body.required.model_dump(exclude_none=True),
-    )
-
-
 def _body_hash(body: EditIn) -> str:
     given = body.model_dump(mode="json")
     if body.required == RequiredIn():
         del given["required"]  # as keys were kept before there were requirements
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
-
-
-def _outcome(record: EditRecord) -> int:
-    """The status of the answer to a report. Raises for one that came to nothing."""
-    if record.status in IN_WORK:
-        return 202
-    if record.status is Status.REJECTED:
-        raise _rejection(record)
-    if record.status is Status.FAILED:
-        raise EditFailed(record.failure or "The fit failed.", edit_id=record.id)
-    if record.status is Status.CANCELLED:
-        raise EditCancelled(f"Edit {record.id} was cancelled.", edit_id=record.id)
-    return 201 if record.status is Status.LIVE else 200
-
-
-def _rejection(record: EditRecord) -> ServiceError:
-    verdict = record.verdict or {"gates": []}
-    for gate in verdict["gates"]:
-        if gate["name"] == NO_CONFLICT:
-            ids = [failure["edit_id"] for failure in gate["failures"]]
-            detail = f"Another answer for this input went live first: {', '.join(ids)}."
-            return ConflictingEdit(f"{detail} Name that edit in `supersedes` to replace it.", ids)
-    return rejection(record.id, verdict)
 
 
 def _as_report(record: EditRecord) -> dict[str, Any]:
@@ -256,23 +210,3 @@ def _as_report(record: EditRecord) -> dict[str, Any]:
         "reporter": draft.reporter,
         **({"required": dict(draft.required)} if draft.required else {}),
     }
-
-
-async def _import_line(line: bytes, editing: EditingPart, settings: Settings, actor: str) -> dict[str, Any]:
-    """What became of one line: the edit's id and status, or the problem."""
-    try:
-        body = EditIn.model_validate_json(line)
-        accepted = await editing.report(_report(body, settings), actor=actor)
-        record = await editing.wait(accepted.edit_id, float("inf"))
-        _outcome(record)
-    except ValidationError as error:
-        return _import_problem(invalid(error.errors()))
-    except ServiceError as error:
-        return _import_problem(error)
-    except EditorError as error:
-        return _import_problem(translate(error))
-    return {"edit_id": record.id, "status": record.status.value, "revision": record.revision}
-
-
-def _import_problem(error: ServiceError) -> dict[str, Any]:
-    return {"error": json.loads(bytes(problem(error).body))}

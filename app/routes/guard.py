@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from app.guarding import GuardState
+from app.routes.answering import wanted
 from app.routes.problems import problems
 from app.routes.service import Actor, Engine, Guarding, Wait
 
@@ -74,7 +75,8 @@ async def put(
     All of it is refused for one bad line. `Prefer: wait` waits until the model has read the inputs.
     """
     await guarding.put(await request.body(), actor=actor)
-    await guarding.wait(wait)
+    async with wanted(request):
+        await guarding.wait(wait)
     response.headers["X-Model-Revision"] = str(engine.live.revision)
     return GuardOut.of(await guarding.state())
 
