@@ -1,0 +1,1 @@
+"""What editing costs, each figure a ratio to the unedited model, or to the same service without edits."""
