@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
+from random import Random
 from typing import cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.engine import Entry, Live
 from editors.composition import Composition
@@ -64,3 +70,91 @@ def test_what_an_excluded_edit_had_replaced_comes_back_with_the_patch_that_it_ha
 def test_what_comes_back_in_a_former_revision_knows_nothing_of_later_patches() -> None:
     later = served(4, *REPLACED.entries[:2], patch("former", (4, None)))
     assert alive(later, as_of=2, exclude=("newer",)) == [0]
+
+
+class Chain:
+    """A ledger of random changes, as a process follows it: revision after revision, some of them several at a time."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.entries: list[Entry] = []
+        self.revision = 0
+        self.live = served(0)
+
+    def follow(self, revisions: int) -> None:
+        fresh: list[Entry] = []
+        changed: dict[tuple[int, int], int | None] = {}
+        for _ in range(revisions):
+            self.revision += 1
+            alive = [number for number, entry in enumerate(self.entries) if entry.spans and entry.spans[-1][1] is None]
+            if alive and self.random.random() < 0.4:
+                self.close(self.random.choice(alive), changed)
+            elif (dead := sorted(set(range(len(self.entries))) - set(alive))) and self.random.random() < 0.4:
+                self.open(self.random.choice(dead), changed)
+            else:
+                edit_id = self.random.choice(["one", "two", "three", f"edit {self.revision}"])
+                entry = Entry(edit_id, None, self.random.choice(["a text", "another"]), self.random.choice("ab"))
+                self.entries.append(entry)
+                fresh.append(entry)
+                self.open(len(self.entries) - 1, changed)
+        spans = [(number, (since, until)) for (number, since), until in changed.items()]
+        overlay = cast(Composition, range(len(self.entries)))
+        self.live = self.live.followed(self.revision, overlay, fresh, spans)
+
+    def open(self, number: int, changed: dict[tuple[int, int], int | None]) -> None:
+        self.span(number, (*self.entries[number].spans, (self.revision, None)))
+        changed[number, self.revision] = None
+
+    def close(self, number: int, changed: dict[tuple[int, int], int | None]) -> None:
+        *former, (since, _) = self.entries[number].spans
+        self.span(number, (*former, (since, self.revision)))
+        changed[number, since] = self.revision
+
+    def span(self, number: int, spans: Spans) -> None:
+        self.entries[number] = replace(self.entries[number], spans=tuple(span for span in spans if span[0] != span[1]))
+
+
+def same(one: Live, other: Live) -> None:
+    """Two processes that serve the same, one of which has followed it step by step."""
+    assert one.entries == other.entries
+    assert one.edit_ids == other.edit_ids
+    for revision in range(other.revision + 1):
+        assert alive(one, as_of=revision) == alive(other, as_of=revision)
+    for edit_id in {*other.edit_ids, "nobody"}:
+        assert one.patches_of(edit_id) == other.patches_of(edit_id)
+        assert one.patch_of(edit_id) == other.patch_of(edit_id)
+    for text, target in product(("a text", "another", "no text"), "ab"):
+        found, expected = (live.conflicting(text, target, besides="one") for live in (one, other))
+        assert found == expected
+
+
+@given(seed=st.integers(0, 10_000), steps=st.lists(st.sampled_from([1, 1, 1, 2, 5, 70]), min_size=1, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_what_is_followed_step_by_step_is_what_is_made_at_once(seed: int, steps: list[int]) -> None:
+    chain = Chain(seed)
+    for revisions in steps:
+        chain.follow(revisions)
+        same(chain.live, served(chain.revision, *chain.entries))
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_a_revision_that_was_only_supposed_leaves_no_trace(seed: int) -> None:
+    chain = Chain(seed)
+    chain.follow(6)
+    former, number, revision = chain.live, len(chain.entries), chain.revision + 1
+    for edit_id in ("never", "one"):
+        supposed = Entry(edit_id, None, "a text", "c")
+        overlay = cast(Composition, range(number + 1))
+        tried = former.followed(revision, overlay, [supposed], [(number, (revision, None))])
+        assert tried.alive[number]
+        assert number in tried.patches_of(edit_id)
+    same(former, served(chain.revision, *chain.entries))
+    chain.follow(3)
+    same(chain.live, served(chain.revision, *chain.entries))
+
+
+def test_one_revision_is_one_view() -> None:
+    assert RESTORED.view(as_of=3) is RESTORED.view(as_of=3)
+    assert RESTORED.view() is RESTORED.view(as_of=6)
+    assert RESTORED.bare() is RESTORED.bare()

@@ -16,7 +16,7 @@ from app.follower import Follower
 from app.judge import Judge
 from app.store import Ledger
 from editors.codebook import value
-from editors.neuron import closed_form
+from editors.neuron import TransformerPatcher, closed_form
 
 BEFORE, WITHIN, AFTER = "before", "within", "after"
 
@@ -38,6 +38,13 @@ REVERT_STAGES = (
     "follow.before",
     "follow.after",
 )
+_CHANGES_OF_SEVERAL = ("accept_each", "claim_these", "judging_these", "commit_each")
+IMPORT_STAGES = (
+    *(f"{change}.{moment}" for change in _CHANGES_OF_SEVERAL for moment in (BEFORE, WITHIN, AFTER)),
+    "fit_together.before",
+    "judge.after",
+    "follow.after",
+)
 REFIT_STAGES = tuple(f"refit.{moment}" for moment in (BEFORE, WITHIN, AFTER))
 
 
@@ -49,7 +56,7 @@ def arm(stage: str, nth: int) -> None:
         trap = _Trap(1)
         _wrap(Ledger, "accept", AFTER, _Trap(nth, then=trap.enable))
         trap.enabled = False
-    if name in _CHANGES:
+    if name in _CHANGES + _CHANGES_OF_SEVERAL:
         _arm_change(name, moment, trap)
         return
     places: dict[str, list[tuple[Any, str]]] = {
@@ -58,6 +65,7 @@ def arm(stage: str, nth: int) -> None:
         "judge_removal": [(Judge, "of_alive")],
         "follow": [(Follower, "_follow")],
         "fit": [(closed_form, "fit"), (value, "fit")],
+        "fit_together": [(TransformerPatcher, "fit_together")],
     }
     for owner, method in places[name]:
         _wrap(owner, method, moment, trap)

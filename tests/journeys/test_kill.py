@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import cycle
@@ -15,7 +16,7 @@ from app.settings import Settings
 from app.store import Ledger, ModelIdentity, Store
 from tests.deployed import LABELS, deploy
 from tests.journeys.conftest import settings_on
-from tests.journeys.faults import EDIT_STAGES, REFIT_STAGES, REVERT_STAGES
+from tests.journeys.faults import EDIT_STAGES, IMPORT_STAGES, REFIT_STAGES, REVERT_STAGES
 from tests.journeys.processes import Fault, Process, eventually
 
 pytestmark = pytest.mark.journey
@@ -37,6 +38,11 @@ def test_a_kill_during_an_edit_loses_nothing(settings: Settings, stage: str, nth
 @pytest.mark.parametrize("stage", REVERT_STAGES)
 def test_a_kill_during_a_revert_loses_nothing(settings: Settings, stage: str, nth: int) -> None:
     die_during_reverts(settings, Fault(stage, nth + len(TEXTS) if stage.startswith("follow") else nth))
+
+
+@pytest.mark.parametrize("stage", IMPORT_STAGES)
+def test_a_kill_during_an_import_loses_nothing(settings: Settings, stage: str) -> None:
+    die_during_an_import(settings, Fault(stage))
 
 
 @pytest.mark.parametrize("stage", ["accept.within", "commit.within", "commit.after", "revert.within"])
@@ -92,6 +98,29 @@ def die_during_edits(settings: Settings, fault: Fault) -> None:
     _check_chain(settings)
 
 
+def die_during_an_import(settings: Settings, fault: Fault) -> None:
+    """Import mistakes, which are learned together, until the process dies; start again, import all again, and look."""
+    with Process(settings, fault) as process:
+        bodies = [{**body, "editor": "transformer-patcher"} for body in _mistakes(process.client)]
+        answered = _import_until_death(process, bodies)
+        process.wait_for_death()
+    with Process(settings) as process:
+        eventually(lambda: all(item["status"] not in STARTED for item in _listed(process.client)))
+        for outcome in answered:
+            assert _record(process.client, outcome["edit_id"])["status"] == "live", "an answered line is gone"
+        accepted = {item["input"] for item in _listed(process.client)}
+        assert len(accepted) in (0, len(bodies)), "a part of the lines that are queued at once"
+        again = _imported(process.client, bodies)
+        assert {outcome["status"] for outcome in again} == {"not_needed" if accepted else "live"}
+        live = [item for item in _listed(process.client) if item["status"] == "live"]
+        assert sorted(item["input"] for item in live) == sorted(TEXTS)
+        for body in bodies:
+            (prediction,) = process.client.post("/predict", json={"inputs": [body["input"]]}).json()["predictions"]
+            assert prediction["label"] == body["target"]
+        assert process.client.get("/revisions").json()["items"][0]["number"] == len(bodies)
+    _check_chain(settings)
+
+
 def die_during_reverts(settings: Settings, fault: Fault) -> None:
     """Make edits, revert them until the process dies; start again, send the unanswered revert again, and look."""
     with Process(settings, fault) as process:
@@ -118,6 +147,29 @@ def _report_until_death(process: Process, bodies: list[dict[str, Any]]) -> dict[
         except httpx.TransportError:
             return acknowledged
     return acknowledged
+
+
+def _import_until_death(process: Process, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that were answered."""
+    answered: list[dict[str, Any]] = []
+    with (
+        suppress(httpx.TransportError),
+        process.client.stream("POST", "/edits/import", content=_lines(bodies)) as lines,
+    ):
+        answered.extend(map(json.loads, lines.iter_lines()))
+    return answered
+
+
+def _imported(client: httpx.Client, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in client.post("/edits/import", content=_lines(bodies)).text.splitlines()]
+
+
+def _lines(bodies: list[dict[str, Any]]) -> bytes:
+    return "\n".join(map(json.dumps, bodies)).encode()
+
+
+def _listed(client: httpx.Client) -> list[dict[str, Any]]:
+    return list(client.get("/edits").json()["items"])
 
 
 def _revert_until_death(process: Process, edit_ids: list[str]) -> list[str]:

@@ -337,8 +337,9 @@ class LedgerOnPaper(RuleBasedStateMachine):
         served = served_from(changes)
         for edit in self.edits:
             assert served.patch_of(edit.id) == (None if edit.patch is None else self.order.index(edit.patch))
-        if len(self.promised) < len(self.revisions):
-            self.promised.append({edit.id: alive(served, exclude=[edit.id]) for edit in self.live})
+        for number in range(len(self.promised), len(self.revisions)):  # two, where edits went live together
+            edit_ids = [patch.edit.id for patch in self.revisions[number]]
+            self.promised.append({each: alive(served, as_of=number, exclude=[each]) for each in edit_ids})
 
     def in_work(self) -> list[Noted]:
         return [edit for edit in self.edits if edit.status in (Status.FITTING, Status.JUDGING)]
