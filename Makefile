@@ -32,7 +32,7 @@ serve: .venv/.serve
 # One thread a process: torch with two threads slows down tenfold when anything else uses a core. Two processes share the
 # files of tests.
 test: .venv/.test
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.check
 	$(BIN)/ruff check .

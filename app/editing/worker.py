@@ -105,8 +105,8 @@ class Worker:
     async def _work_on_next(self) -> bool:
         """The oldest edits of the queue, as many as can be learned together; else one that is to be fitted again."""
         try:
-            chosen = self._several.chosen(await asyncio.to_thread(self._shop.ledger.queued, MOST))
-            records = await self._claimed(chosen)
+            waiting = await asyncio.to_thread(self._shop.ledger.queued, MOST)
+            records = await self._claimed(self._several.chosen(waiting)) if waiting else []
         except Exception:  # the job boundary: the database may be away for a while
             log.exception("cannot claim an edit")
             return False
@@ -119,6 +119,8 @@ class Worker:
         try:
             left = await self._worked_on_together(records) if len(records) > 1 else records
             for record in left:
+                if self._stopping and record is not left[0]:  # it is queued again at the next start
+                    break
                 self._ended(record.id, await self._work_on_or_fail(record))
         except Unavailable as error:  # what is left is queued again as soon as the database answers
             log.warning("edits are left in work", edit_ids=[record.id for record in records], reason=str(error))

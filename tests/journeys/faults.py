@@ -40,10 +40,13 @@ REVERT_STAGES = (
 )
 _CHANGES_OF_SEVERAL = ("accept_each", "claim_these", "judging_these", "commit_each")
 IMPORT_STAGES = (
-    *(f"{change}.{moment}" for change in _CHANGES_OF_SEVERAL for moment in (BEFORE, WITHIN, AFTER)),
+    "accept_each.within",
+    "claim_these.after",
     "fit_together.before",
+    "judging_these.within",
     "judge.after",
-    "follow.after",
+    "commit_each.within",
+    "commit_each.after",
 )
 REFIT_STAGES = tuple(f"refit.{moment}" for moment in (BEFORE, WITHIN, AFTER))
 

@@ -436,7 +436,7 @@ def test_a_ledger_stands_where_a_list_on_paper_says(url: str) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=12,
+            max_examples=8,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
