@@ -22,6 +22,7 @@ from torch import Tensor
 
 from app.engine.admission import Admission, Place
 from app.engine.device import FEW_RUNNING, DeviceThread
+from app.engine.grouping import Costs, equal, similar
 from app.engine.live import Live, View
 from app.engine.patched import Fired, Patched
 from app.engine.reading import reading
@@ -37,8 +38,6 @@ T = TypeVar("T")
 TOKENIZING_THREADS = 2
 TOKENIZING_AHEAD = 64
 """Requests that wait at the tokenising threads themselves, so that these go on without the event loop."""
-PADDING_ALLOWED = 1.5
-"""A batch takes rows of up to this times its shortest row, plus a few tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +96,7 @@ class Engine:
         self._live = live
         self._metrics = metrics
         self._max_batch = max_batch
+        self._costs = Costs()
         self._lock = threading.Lock()
         # of its own, so that threads that wait for the database keep no prediction waiting
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
@@ -236,15 +236,20 @@ class Engine:
         self._tokenizing.shutdown()
 
     def _run(self, rows: Sequence[_Row]) -> list[Iterator[None]]:
-        return [self._batch(group) for group in _similar(rows, mixed=self.model.mixes_lengths)]
+        mixed = self.model.mixes_lengths
+        return [
+            self._batch(group) for group in (similar(rows, overhead=self._costs.overhead) if mixed else equal(rows))
+        ]
 
     def _batch(self, rows: Sequence[_Row]) -> Iterator[None]:
         """Answer the rows, each as soon as it is finished; yields where others may use the device."""
         started = time.monotonic()
         self._metrics.batch_begins([started - row.request.queued for row in rows], sum(map(len, rows)))
         patched = Patched([row.view for row in rows], self.model.device)
+        own, began = 0.0, started  # without what others did between its slices
         try:
             for finished in self.model.run([row.ask for row in rows], patched):
+                own += time.monotonic() - began
                 outcomes = [
                     self._answered(rows[number], output, patched.fired(number, output.positions))
                     for number, output in finished
@@ -253,8 +258,11 @@ class Engine:
                 if self.model.writes:
                     self._metrics.output_tokens.inc(sum(output.positions for _, output in finished))
                 yield
+                began = time.monotonic()
         except Exception as error:  # noqa: BLE001 - the job boundary: it fails its requests, not the thread
             _settle([(request, error) for request in {id(row.request): row.request for row in rows}.values()])
+        else:
+            self._costs.observe(len(rows) * max(map(len, rows)), own)
         self._metrics.forward_seconds.observe(time.monotonic() - started)
 
     def _answered(self, row: _Row, output: Output, fired: tuple[Fired, ...]) -> _Outcome | None:
@@ -267,18 +275,6 @@ class Engine:
         if request.missing:
             return None
         return request, [answer for answer in request.answers if answer is not None]
-
-
-def _similar(rows: Sequence[_Row], *, mixed: bool) -> list[list[_Row]]:
-    """The rows in groups of similar length, so that padding costs little; of the same length unless `mixed`."""
-    groups: list[list[_Row]] = []
-    for row in sorted(rows, key=len):
-        longest = PADDING_ALLOWED * len(groups[-1][0]) + 8 if groups and mixed else len(groups[-1][0]) if groups else 0
-        if groups and len(row) <= longest:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
 
 
 def _next(slices: Generator[None, None, T]) -> T | None:
