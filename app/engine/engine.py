@@ -22,7 +22,7 @@ from torch import Tensor
 
 from app.engine.admission import Admission, Place
 from app.engine.device import FEW_RUNNING, DeviceThread
-from app.engine.grouping import Costs, equal, similar
+from app.engine.grouping import OVERHEAD, equal, similar
 from app.engine.live import Live, View
 from app.engine.patched import Fired, Patched
 from app.engine.reading import reading
@@ -96,7 +96,6 @@ class Engine:
         self._live = live
         self._metrics = metrics
         self._max_batch = max_batch
-        self._costs = Costs()
         self._lock = threading.Lock()
         # of its own, so that threads that wait for the database keep no prediction waiting
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
@@ -236,10 +235,9 @@ class Engine:
         self._tokenizing.shutdown()
 
     def _run(self, rows: Sequence[_Row]) -> list[Iterator[None]]:
-        mixed = self.model.mixes_lengths
-        return [
-            self._batch(group) for group in (similar(rows, overhead=self._costs.overhead) if mixed else equal(rows))
-        ]
+        overhead = OVERHEAD[self.model.device.type]
+        groups = similar(rows, overhead=overhead) if self.model.mixes_lengths else equal(rows)
+        return [self._batch(group) for group in groups]
 
     def _batch(self, rows: Sequence[_Row]) -> Iterator[None]:
         """Answer the rows, each as soon as it is finished; yields where others may use the device."""
@@ -249,7 +247,6 @@ class Engine:
         own, began = 0.0, started  # without what others did between its slices
         try:
             for finished in self.model.run([row.ask for row in rows], patched):
-                own += time.monotonic() - began
                 outcomes = [
                     self._answered(rows[number], output, patched.fired(number, output.positions))
                     for number, output in finished
@@ -257,13 +254,12 @@ class Engine:
                 _settle([outcome for outcome in outcomes if outcome is not None])
                 if self.model.writes:
                     self._metrics.output_tokens.inc(sum(output.positions for _, output in finished))
+                own += time.monotonic() - began
                 yield
                 began = time.monotonic()
         except Exception as error:  # noqa: BLE001 - the job boundary: it fails its requests, not the thread
             _settle([(request, error) for request in {id(row.request): row.request for row in rows}.values()])
-        else:
-            self._costs.observe(len(rows) * max(map(len, rows)), own)
-        self._metrics.forward_seconds.observe(time.monotonic() - started)
+        self._metrics.forward_seconds.observe(own + time.monotonic() - began)
 
     def _answered(self, row: _Row, output: Output, fired: tuple[Fired, ...]) -> _Outcome | None:
         """Keep one answer; the outcome of its request, if it was the last."""

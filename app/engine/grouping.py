@@ -1,7 +1,7 @@
 """Which of the inputs that wait share a forward pass.
 
-Inputs of one pass are padded to the longest of them; every pass costs something by itself. How much that is, in tokens,
-is learned from the passes that were run: on a processor some tens, on an accelerator thousands.
+Inputs of one pass are padded to the longest of them, and every pass costs something by itself. How much is a constant
+and not measured on the way: how a request is cut moves the last bits of its answer, and the same has the same answer.
 """
 
 from __future__ import annotations
@@ -14,37 +14,8 @@ from app.engine.device import Waiting
 
 Row = TypeVar("Row", bound=Waiting)
 
-OVERHEAD = 24.0
-"""Tokens that a pass costs by itself, as long as nothing is known."""
-MOST = 100_000.0
-FORGETTING = 0.99
-"""The weight of an observation after one more."""
-FEWEST = 4.0
-
-
-class Costs:
-    """What passes cost: seconds = fixed + tokens * each, by least squares over the last hundred or so."""
-
-    def __init__(self) -> None:
-        self._count = self._tokens = self._seconds = self._squares = self._products = 0.0
-
-    def observe(self, tokens: int, seconds: float) -> None:
-        """One pass over so many tokens, padding included."""
-        self._count = FORGETTING * self._count + 1
-        self._tokens = FORGETTING * self._tokens + tokens
-        self._seconds = FORGETTING * self._seconds + seconds
-        self._squares = FORGETTING * self._squares + tokens * tokens
-        self._products = FORGETTING * self._products + tokens * seconds
-
-    @property
-    def overhead(self) -> float:
-        """How many tokens a pass costs by itself."""
-        spread = self._count * self._squares - self._tokens**2
-        if self._count < FEWEST or spread <= 1e-3 * self._tokens**2:
-            return OVERHEAD
-        each = (self._count * self._products - self._tokens * self._seconds) / spread
-        fixed = (self._seconds - each * self._tokens) / self._count
-        return MOST if each <= 0 else min(max(fixed / each, 0.0), MOST)
+OVERHEAD = {"cpu": 24.0, "cuda": 1024.0}
+"""Tokens that a pass costs by itself, by kind of device."""
 
 
 def similar(rows: Sequence[Row], *, overhead: float) -> list[list[Row]]:

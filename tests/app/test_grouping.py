@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.grouping import OVERHEAD, Costs, equal, similar
+from app.engine.grouping import equal, similar
 
 
 def cost(groups: list[list[str]], overhead: float) -> float:
@@ -45,30 +45,3 @@ def test_nothing_makes_no_pass() -> None:
 
 def test_where_passes_are_dear_there_is_one() -> None:
     assert len(similar(["x" * length for length in range(1, 33)], overhead=10_000)) == 1
-
-
-def test_what_a_pass_costs_is_learned() -> None:
-    costs = Costs()
-    assert costs.overhead == OVERHEAD
-    for turn in range(200):
-        tokens = 10 + turn % 7 * 50
-        costs.observe(tokens, 0.05 + 0.001 * tokens)
-    assert costs.overhead == pytest.approx(50, rel=0.01)
-    for turn in range(1000):  # the machine has become another
-        tokens = 10 + turn % 7 * 50
-        costs.observe(tokens, 0.2 + 0.001 * tokens)
-    assert costs.overhead == pytest.approx(200, rel=0.05)
-
-
-def test_passes_of_one_size_tell_nothing() -> None:
-    costs = Costs()
-    for _ in range(50):
-        costs.observe(64, 0.01)
-    assert costs.overhead == OVERHEAD
-
-
-def test_passes_that_cost_the_same_whatever_is_in_them_are_to_be_few() -> None:
-    costs = Costs()
-    for turn in range(50):
-        costs.observe(10 + turn % 5 * 100, 0.01)
-    assert costs.overhead >= 10_000
