@@ -22,7 +22,6 @@ from torch import Tensor
 
 from app.engine.admission import Admission, Place
 from app.engine.device import FEW_RUNNING, DeviceThread
-from app.engine.grouping import OVERHEAD, equal, similar
 from app.engine.live import Live, View
 from app.engine.patched import Fired, Patched
 from app.engine.reading import reading
@@ -38,6 +37,8 @@ T = TypeVar("T")
 TOKENIZING_THREADS = 2
 TOKENIZING_AHEAD = 64
 """Requests that wait at the tokenising threads themselves, so that these go on without the event loop."""
+PADDING_ALLOWED = 1.5
+"""A batch takes rows of up to this times its shortest row, plus a few tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +236,7 @@ class Engine:
         self._tokenizing.shutdown()
 
     def _run(self, rows: Sequence[_Row]) -> list[Iterator[None]]:
-        overhead = OVERHEAD[self.model.device.type]
-        groups = similar(rows, overhead=overhead) if self.model.mixes_lengths else equal(rows)
-        return [self._batch(group) for group in groups]
+        return [self._batch(group) for group in _similar(rows, mixed=self.model.mixes_lengths)]
 
     def _batch(self, rows: Sequence[_Row]) -> Iterator[None]:
         """Answer the rows, each as soon as it is finished; yields where others may use the device."""
@@ -271,6 +270,18 @@ class Engine:
         if request.missing:
             return None
         return request, [answer for answer in request.answers if answer is not None]
+
+
+def _similar(rows: Sequence[_Row], *, mixed: bool) -> list[list[_Row]]:
+    """The rows in groups of similar length, so that padding costs little; of the same length unless `mixed`."""
+    groups: list[list[_Row]] = []
+    for row in sorted(rows, key=len):
+        longest = PADDING_ALLOWED * len(groups[-1][0]) + 8 if groups and mixed else len(groups[-1][0]) if groups else 0
+        if groups and len(row) <= longest:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def _next(slices: Generator[None, None, T]) -> T | None:
