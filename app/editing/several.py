@@ -211,8 +211,8 @@ class Several:
                     live = following
                     passed.append((attempt, candidate))
                 yield
-        except BaseException:
-            yield from self._shop.judge.back_to(mark)
+        except BaseException:  # also when nobody wants the verdicts any more
+            self._shop.judge.back_to(mark)
             raise
         return _Judged(passed, needless, mark)
 
@@ -260,12 +260,16 @@ class Several:
                     records = await asyncio.to_thread(shop.ledger.commit_each, brought, expected_head=live.revision)
         finally:
             if len(records) < len(brought):
-                await shop.judged(shop.judge.back_to(judged.mark))
+                await shop.judged(self._back_to(judged.mark))
         if records:
             with self._timed("live", len(records)):
                 await shop.follower.catch_up()
         ended = {edit_id: Status.LIVE for edit_id, _ in brought[: len(records)]}
         return ended if len(records) < len(brought) else ended | await self._not_needed(judged.needless)
+
+    def _back_to(self, mark: Mark) -> Generator[None, None, None]:
+        self._shop.judge.back_to(mark)
+        yield
 
     async def _not_needed(self, attempts: Sequence[Attempt]) -> dict[str, Status]:
         """End the edits that the model answers rightly before anything is learned of them."""

@@ -158,15 +158,14 @@ class Judge:
         yield from self._stand(live)
         return Mark(self._revision, self._guard, self._guard.mark(), self._edits.mark())
 
-    def back_to(self, mark: Mark) -> Generator[None, None, None]:
-        """Forget all that was judged since; no entry of an inner layer may have come or gone."""
+    def back_to(self, mark: Mark) -> None:
+        """Forget all that was judged since; no entry of an inner layer may have come or gone. On the device thread."""
         self._revision, self._judged_last = mark.revision, None
         self._edits.back_to(mark.edits)
         if self._guard is mark.standing:
             self._guard.back_to(mark.guard)
         else:
             self._take_up(self._memory.guard)
-        yield
 
     def forget(self) -> Generator[None, None, None]:
         """The patch that was judged last will not go live."""
