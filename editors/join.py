@@ -17,13 +17,16 @@ from torch import Tensor, nn
 
 from editors.errors import UnsupportedModel
 from editors.features import Features
-from editors.layers import Sites, find_sites_of_layers
+from editors.layers import Layer, Sites, find_sites_of_layers
 from editors.shell import StandIn, with_layers
 from editors.site import Site, find_sites, kind, modules_after
 from editors.visit import Layers, Visit
 
 Transform = Callable[[Tensor, Tensor], Tensor]
 """From (queries, residuals), both (n, hidden), to the residuals that the norm shall receive."""
+
+ENOUGH_ROWS = 4
+"""A product of fewer rows is computed by other routines, whose last bits are others (MKL, oneDNN)."""
 
 
 @dataclass(slots=True)
@@ -35,6 +38,11 @@ class Pass:
     transform: Transform | None = None
     queries: Tensor | None = None  # (n, hidden) after the pass
     residuals: Tensor | None = None  # (n, hidden), before the transform
+    ends: bool = False
+    """Whether the pass ends at the site, by `Ended`: for whoever computes the rest by `Join.readout`."""
+    narrow: bool = False
+    """Whether the last feed-forward layer is computed at these positions alone, of one row. Of passes that end."""
+    width: int = 0  # of that row
 
     @classmethod
     def at(cls, columns: Tensor, transform: Transform | None = None) -> Pass:
@@ -46,6 +54,10 @@ class Pass:
         """The positions of a mask, row by row: (batch, tokens) bool."""
         rows, columns = mask.nonzero(as_tuple=True)
         return cls(rows, columns, transform)
+
+
+class Ended(Exception):
+    """A pass has given all that was wanted of it."""
 
 
 class Join:
@@ -64,12 +76,16 @@ class Join:
         self._tail = with_layers(model, site.stack, [self._entrance])
         self._head: nn.Module | None = None  # where norm and this are all there is
         self._two_sided = "decoder_input_ids" in inputs
-        self._device = next(model.parameters()).device
+        self.device = next(model.parameters()).device
         self.features = Features(model, self.sites, inputs, self._aside)
         self._hooks = [
             model.get_submodule(site.reads).register_forward_pre_hook(self._read),
             self._norm.register_forward_pre_hook(self._join),
         ]
+        self.last: Layer | None = next((each for each in reversed(self.sites.layers) if each.up == site.reads), None)
+        """The last feed-forward layer, where it is of a known kind."""
+        if self.last is not None:
+            self._hooks.append(model.get_submodule(self.last.down).register_forward_hook(self._widen))
 
     @classmethod
     @torch.no_grad()
@@ -165,11 +181,14 @@ class Join:
 
     def readout(self, residuals: Tensor) -> Tensor:
         """Logits from residuals: the norm and the head alone, (n, hidden) -> (n, labels)."""
+        return self._readout(enough(residuals))[: len(residuals)]
+
+    def _readout(self, residuals: Tensor) -> Tensor:
         entering = residuals.unsqueeze(1)  # a batch of texts of one token
         if self._head is not None:
             alone: Tensor = _of_one_token(self._head(self._norm(entering)))
             return alone
-        ones = torch.ones(entering.shape[:2], dtype=torch.int64, device=self._device)
+        ones = torch.ones(entering.shape[:2], dtype=torch.int64, device=self.device)
         inputs: dict[str, Any] = {"input_ids": torch.zeros_like(ones), "attention_mask": ones}
         if self._two_sided:
             inputs["decoder_input_ids"] = inputs.pop("input_ids")
@@ -178,19 +197,37 @@ class Join:
             logits = self._tail(**inputs).logits
         return logits.squeeze(1) if self.site.position == "every" else logits  # type: ignore[no-any-return]
 
-    def _read(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _read(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         call = self._passes.get()
-        if call is not None:
+        if call is None:
+            return None
+        if not call.narrow:
             call.queries = args[0]
+            return None
+        call.width = args[0].shape[1]
+        call.queries = args[0][call.rows, call.columns]
+        return (call.queries.unsqueeze(0), *args[1:])
+
+    def _widen(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """What the narrowed layer gave, in its places among zeros that nobody reads."""
+        call = self._passes.get()
+        if call is None or not call.narrow:
+            return None
+        wide = output.new_zeros(1, call.width, output.shape[-1])
+        wide[call.rows, call.columns] = output[0]
+        return wide
 
     def _join(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         call = self._passes.get()
         if call is None:
             return None
         assert call.queries is not None, "the norm ran before the feed-forward layer"
-        # Some models (OPT) flatten batch and tokens in front of their feed-forward layers.
-        call.queries = call.queries.reshape(args[0].shape)[call.rows, call.columns]
+        if not call.narrow:
+            # Some models (OPT) flatten batch and tokens in front of their feed-forward layers.
+            call.queries = call.queries.reshape(args[0].shape)[call.rows, call.columns]
         call.residuals = args[0][call.rows, call.columns]
+        if call.ends:
+            raise Ended
         if call.transform is None:
             return None
         patched = call.transform(call.queries, call.residuals)
@@ -199,6 +236,12 @@ class Join:
         entering = args[0].clone()
         entering[call.rows, call.columns] = patched.to(entering.dtype)
         return (entering, *args[1:])
+
+
+def enough(rows: Tensor) -> Tensor:
+    """The rows, the last one again until there are so many that each is computed as it would be among any number."""
+    missing = ENOUGH_ROWS - len(rows) if len(rows) else 0
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing > 0 else rows
 
 
 def _of_one_token(logits: Any) -> Any:

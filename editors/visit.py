@@ -85,6 +85,8 @@ class Visit:
         self._found = torch.zeros(len(given), dtype=torch.bool, device=given.device)
         self._read: set[str] = set()  # up-projections that were read
         self._columns: dict[str, int] = {}  # by down-projection, how many columns have passed it
+        self.packed = False
+        """Whether layers see the tokens of the texts one text behind the other, without padding between them."""
         self.outputs: dict[str, Tensor] = {}
         """By down-projection what it gave in the newest pass, unchanged: (batch, width, hidden)."""
 
@@ -94,20 +96,20 @@ class Visit:
         return [*(look.site for look in self._looks), *(site for site, _ in self._placed)]
 
     def read(self, up: str, queries: Tensor) -> None:
-        """Take the keys from the queries of a layer, in its first pass: (batch, width, hidden), or flattened."""
+        """Take the keys from the queries of a layer, in its first pass: (batch, width, hidden), flattened or packed."""
         if up in self._read:
             return
         self._read.add(up)
         for look in (look for look in self._looks if look.site.reads.up == up):
-            keys = key_of(queries.reshape(*self.given.shape, -1), self.given, look.site.token)
+            keys = key_of(self._shaped(queries), self.given, look.site.token)
             found = look.find(keys)
             if found is not None and len(found := found.only(~self._found[found.rows])):
                 self._found[found.rows] = True
                 self._placed.append((look.site, found))
 
     def write(self, down: str, outputs: Tensor) -> Tensor | None:
-        """The outputs of a layer, (batch, width, hidden) or flattened, with values in their places; None: unchanged."""
-        shaped = outputs.reshape(len(self.given), -1, outputs.shape[-1])
+        """The outputs of a layer, shaped as those of `read`, with values in their places; None: unchanged."""
+        shaped = self._shaped(outputs)
         start, end = self._pass(down, shaped.shape[1])
         self.outputs[down] = shaped
         written = None
@@ -118,7 +120,17 @@ class Visit:
             if len(which):
                 written = shaped.clone() if written is None else written
                 written[found.rows[which], columns] = values.to(written.dtype)
-        return None if written is None else written.reshape(outputs.shape)
+        if written is None:
+            return None
+        return (written[self.given] if self.packed else written).reshape(outputs.shape)
+
+    def _shaped(self, states: Tensor) -> Tensor:
+        """What a layer takes or gives as (batch, width, hidden)."""
+        if not self.packed:
+            return states.reshape(len(self.given), -1, states.shape[-1])
+        shaped = states.new_zeros(*self.given.shape, states.shape[-1])
+        shaped[self.given] = states.reshape(-1, states.shape[-1])
+        return shaped
 
     def _pass(self, down: str, width: int) -> tuple[int, int]:
         """The first column of a pass and the one after its last, counted from the first pass on.

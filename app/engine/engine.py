@@ -38,7 +38,9 @@ TOKENIZING_THREADS = 2
 TOKENIZING_AHEAD = 64
 """Requests that wait at the tokenising threads themselves, so that these go on without the event loop."""
 PADDING_ALLOWED = 1.5
-"""A batch takes rows of up to this times its shortest row, plus a few tokens."""
+"""A batch that is padded takes rows of up to this times its shortest row, plus a few tokens."""
+ENOUGH_TOKENS = 512
+"""A batch that is not padded takes no more rows than reach so many tokens: more of them cost as much each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,9 @@ class Engine:
         self._tokenizing.shutdown()
 
     def _run(self, rows: Sequence[_Row]) -> list[Iterator[None]]:
-        return [self._batch(group) for group in _similar(rows, mixed=self.model.mixes_lengths)]
+        model = self.model
+        groups = _similar(rows, mixed=model.mixes_lengths) if model.pads else _enough(rows)
+        return [self._batch(group) for group in groups]
 
     def _batch(self, rows: Sequence[_Row]) -> Iterator[None]:
         """Answer the rows, each as soon as it is finished; yields where others may use the device."""
@@ -250,9 +254,9 @@ class Engine:
                     self._answered(rows[number], output, patched.fired(number, output.positions))
                     for number, output in finished
                 ]
-                _settle([outcome for outcome in outcomes if outcome is not None])
                 if self.model.writes:
                     self._metrics.output_tokens.inc(sum(output.positions for _, output in finished))
+                _settle([outcome for outcome in outcomes if outcome is not None])
                 own += time.monotonic() - began
                 yield
                 began = time.monotonic()
@@ -281,6 +285,19 @@ def _similar(rows: Sequence[_Row], *, mixed: bool) -> list[list[_Row]]:
             groups[-1].append(row)
         else:
             groups.append([row])
+    return groups
+
+
+def _enough(rows: Sequence[_Row]) -> list[list[_Row]]:
+    """The rows in groups that are large enough, the short ones first: these need not wait for the long ones."""
+    groups: list[list[_Row]] = [[]]
+    tokens = 0
+    for row in sorted(rows, key=len):
+        if tokens >= ENOUGH_TOKENS:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(row)
+        tokens += len(row)
     return groups
 
 

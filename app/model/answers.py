@@ -52,6 +52,10 @@ class Ask:
     """Set by whoever does not want the answer any more."""
 
 
+Likeliest = tuple[Sequence[float], Sequence[int]]
+"""Probabilities of labels, the highest first, and the indices of these labels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """What the model computed for one row, on the CPU."""
@@ -67,6 +71,8 @@ class Output:
     """Queries, unpatched residuals and what was answered, one row a position; if it was to be remembered."""
     confidence: float = 0.0
     """The least probability that a position gave to what was answered; if it was to be remembered."""
+    likeliest: Likeliest | None = None
+    """Of a classifier's batch, where it was found for all rows at once; it follows from `raw` otherwise."""
 
 
 Finished = Sequence[tuple[int, Output]]

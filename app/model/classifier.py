@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.errors import UnknownLabel
-from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Output, Prediction, Read
+from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Likeliest, Output, Prediction, Read
 from app.model.fingerprint import fingerprint
 from app.model.keys import Keys
-from app.model.tokenizing import describe, max_tokens, padded, token_ids
+from app.model.tokenizing import describe, first_positions, max_tokens, padded, token_ids
 from editors.errors import UnsupportedModel
 from editors.features import Features
 from editors.inside import Fed, Inside
@@ -24,6 +24,7 @@ from editors.join import Join, Pass, Transform
 from editors.layers import LayerSite, Sites
 from editors.site import Site
 from editors.types import Acting, Reading, Rows
+from editors.unpadded import Unpadded
 from editors.visit import Visit
 
 ALL_SCORES_UP_TO = 20
@@ -56,6 +57,11 @@ class Classifier:
         if self._pad is None:
             raise UnsupportedModel(f"The tokenizer of {name} has no padding token.")
         self._join = Join.open(model, self._batch(self.encode(["a", "a b c a b c"])))
+        self._unpadded = self._without_padding(self.encode(["a b c", "a b c a b c", "a b c", "a"]))
+
+    @property
+    def pads(self) -> bool:
+        return self._unpadded is None
 
     @property
     def site(self) -> Site:
@@ -96,8 +102,10 @@ class Classifier:
         return torch.tensor([self.label_index(target)])
 
     def run(self, asks: Sequence[Ask], acting: Acting | None) -> Iterator[Finished]:
-        logits, call = self._forward([ask.encoding for ask in asks], acting)
-        yield list(enumerate(self._outputs(asks, logits.cpu(), call)))
+        with torch.inference_mode():  # less work an operation than no_grad
+            logits, call = self._forward([ask.encoding for ask in asks], acting)
+            outputs = self._outputs(asks, logits.cpu(), call)
+        yield list(enumerate(outputs))
 
     def read(
         self,
@@ -127,7 +135,7 @@ class Classifier:
         return self._join.readout(residuals)
 
     def decode(self, asks: Sequence[Ask], outputs: Sequence[Output]) -> list[Answered]:
-        return [self._decoded(output.raw) for output in outputs]
+        return [self._prediction(output.likeliest or self._likeliest(output.raw[None])[0]) for output in outputs]
 
     def answered(self, output: Output) -> Tensor:
         return output.raw.argmax(-1, keepdim=True)
@@ -138,8 +146,29 @@ class Classifier:
     def show(self, answered: Tensor, upto: int) -> str:
         return self.labels[int(answered[0])]
 
+    def _without_padding(self, encodings: Sequence[Encoding]) -> Unpadded | None:
+        """How texts share a pass without padding; None where padding costs less, or nothing else is possible.
+
+        A GPU waits for its launches rather than for its products, and attention text by text has more of these.
+        """
+        if self.device.type != "cpu" or self.dtype != "float32":
+            return None
+        logits, _ = self._padded(encodings, None)
+        ids = [each.input_ids for each in encodings]
+        try:
+            return Unpadded.open(self._join, ids, logits, first_positions(self._model))
+        except UnsupportedModel:
+            return None
+
     @torch.no_grad()
     def _forward(self, encodings: Sequence[Encoding], acting: Acting | None) -> tuple[Tensor, Pass]:
+        if self._unpadded is None:
+            return self._padded(encodings, acting)
+        ids = [each.input_ids for each in encodings]
+        return self._unpadded.run(ids, acting, None if acting is None else acting.visit)
+
+    @torch.no_grad()
+    def _padded(self, encodings: Sequence[Encoding], acting: Acting | None) -> tuple[Tensor, Pass]:
         batch = self._batch(encodings)
         mask = batch["attention_mask"]
         visit: Visit | None = None if acting is None else acting.visit(mask.bool())
@@ -148,23 +177,27 @@ class Classifier:
         return logits, call
 
     def _outputs(self, asks: Sequence[Ask], logits: Tensor, call: Pass) -> list[Output]:
-        """`logits` on the CPU."""
-        scores, labels = logits.float().softmax(-1).max(-1)
+        """`logits` on the CPU. What is done to all rows at once costs hardly more than to one."""
         assert call.queries is not None
         assert call.residuals is not None
+        likeliest = self._likeliest(logits)
         seen: list[Rows | None] = [None] * len(asks)
         if any(ask.remember for ask in asks):
-            rows = Rows(call.queries.cpu(), call.residuals.cpu(), labels)
-            seen = [rows[index : index + 1] if ask.remember else None for index, ask in enumerate(asks)]
-        return [Output(logits[index], 1, None, None, seen[index], float(scores[index])) for index in range(len(asks))]
+            said = torch.tensor([labels[0] for _, labels in likeliest])
+            columns = call.queries.cpu().split(1), call.residuals.cpu().split(1), said.split(1)
+            rows = zip(asks, *columns, strict=True)
+            seen = [Rows(*row) if ask.remember else None for ask, *row in rows]
+        each = zip(logits.unbind(), seen, likeliest, strict=True)
+        return [Output(raw, 1, None, None, row, best[0][0], best) for raw, row, best in each]
 
-    def _decoded(self, logits: Tensor) -> Prediction:
-        """The prediction from logits on the CPU, (labels,)."""
+    def _likeliest(self, logits: Tensor) -> list[Likeliest]:
+        """Of each row of logits on the CPU, (rows, labels)."""
         scores = logits.float().softmax(-1)
         best = scores.topk(len(self.labels) if len(self.labels) <= ALL_SCORES_UP_TO else BEST_SCORES)
-        return self._prediction(best.values.tolist(), best.indices.tolist())
+        return list(zip(best.values.tolist(), best.indices.tolist(), strict=True))
 
-    def _prediction(self, scores: list[float], indices: list[int]) -> Prediction:
+    def _prediction(self, likeliest: Likeliest) -> Prediction:
+        scores, indices = likeliest
         named = {self.labels[index]: score for index, score in zip(indices, scores, strict=True)}
         return Prediction(self.labels[indices[0]], scores[0], named)
 

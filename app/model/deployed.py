@@ -37,6 +37,10 @@ class Model(Protocol):
     """Whether inputs of different lengths may share a batch."""
 
     @property
+    def pads(self) -> bool:
+        """Whether inputs that share a batch are padded to the longest."""
+
+    @property
     def writes(self) -> bool:
         """Whether answers are texts."""
 

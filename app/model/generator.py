@@ -50,6 +50,7 @@ class Generator:
     """A frozen Hugging Face language model with its site opened."""
 
     labels: tuple[str, ...] = ()
+    pads = True
     writes = True
 
     def __init__(

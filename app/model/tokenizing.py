@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,10 +50,21 @@ def max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
         (found for name in ("max_position_embeddings", "n_positions") if (found := getattr(config, name, None))),
         UNLIMITED,
     )
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limit = int(module.num_embeddings) - int(module.padding_idx) - 1
+    for module in _offset_positions(model):
+        limit = int(module.num_embeddings) - int(module.padding_idx) - 1
     return int(min(limit, tokenizer.model_max_length, UNLIMITED))
+
+
+def first_positions(model: PreTrainedModel) -> list[int]:
+    """The numbers that a text's first position may have, the likeliest first."""
+    return [*(int(module.padding_idx) + 1 for module in _offset_positions(model)), 0]
+
+
+def _offset_positions(model: PreTrainedModel) -> list[Any]:
+    """Position embeddings that begin behind the one for padding, as RoBERTa's do."""
+    named = model.named_modules()
+    embeddings = [module for name, module in named if name.endswith("position_embeddings")]
+    return [module for module in embeddings if getattr(module, "padding_idx", None) is not None]
 
 
 def describe(tokenizer: PreTrainedTokenizerBase) -> str:
