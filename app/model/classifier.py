@@ -17,6 +17,7 @@ from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Likel
 from app.model.fingerprint import fingerprint
 from app.model.keys import Keys
 from app.model.tokenizing import describe, first_positions, max_tokens, padded, token_ids
+from app.model.unpadded import Unpadded
 from editors.errors import UnsupportedModel
 from editors.features import Features
 from editors.inside import Fed, Inside
@@ -24,7 +25,6 @@ from editors.join import Join, Pass, Transform
 from editors.layers import LayerSite, Sites
 from editors.site import Site
 from editors.types import Acting, Reading, Rows
-from editors.unpadded import Unpadded
 from editors.visit import Visit
 
 ALL_SCORES_UP_TO = 20

@@ -183,20 +183,22 @@ def _parts(texts: Sequence[str], size: int) -> list[Sequence[str]]:
 def _beside_bare(
     bench: Bench, served: inside.Served, repetitions: Sequence[Sequence[Sequence[str]]], case: Case
 ) -> list[Figure]:
-    """With the edits, and through the queue as well, each beside the unedited model."""
+    """With the edits, and through the queue as well, each beside the unedited model; and beside the same without them."""
     padded = [[bench.bare.batch(texts) for texts in batches] for batches in repetitions]
     asks = [[served.asks(texts) for texts in batches] for batches in repetitions]
     ways = [
         lambda turn: _timed(bench.bare.predict, padded[turn % len(padded)]),
         lambda turn: _timed(served.predict, asks[turn % len(asks)]),
         lambda turn: served.through_queue(asks[turn % len(asks)]),
+        lambda turn: _timed(partial(served.predict, edits=False), asks[turn % len(asks)]),
     ]
     in_turn(ways, 2)
-    bare, within, queued = in_turn(ways, bench.plan.turns)
+    bare, within, queued, without = in_turn(ways, bench.plan.turns)
     parts = {"ms": milliseconds(within), "ms unedited": milliseconds(bare)}
     return [
         Figure(case.key, case.name, ratio(within, bare), case.required, parts=parts),
         Figure(case.key, f"{case.name}, through the queue", ratio(queued, bare), parts={"ms": milliseconds(queued)}),
+        Figure(case.key, f"{case.name} / edits off", ratio(within, without), parts={"ms off": milliseconds(without)}),
     ]
 
 

@@ -71,7 +71,8 @@ class Served:
         self._engine = Engine(self.model, Live(0, overlay, ()), metrics, max_batch=BATCH, fit_share=0.3)
         follower = Follower(self._store.ledger(identity(self.model)), self._engine, memory, editors(), metrics)
         self._runner = asyncio.Runner()
-        self._view = self._runner.run(follower.catch_up()).view()
+        live = self._runner.run(follower.catch_up())
+        self._view, self._without = live.view(), live.bare()
 
     def close(self) -> None:
         """Let go of database and device."""
@@ -83,9 +84,9 @@ class Served:
         """The texts as token ids."""
         return [Ask(encoding) for encoding in self.model.encode(texts)]
 
-    def predict(self, asks: Sequence[Ask]) -> list[int]:
-        """The likeliest label of each text, with the edits: what the device thread does to a batch."""
-        return [int(output.raw.argmax()) for _, output in self.run(asks)[0]]
+    def predict(self, asks: Sequence[Ask], *, edits: bool = True) -> list[int]:
+        """The likeliest label of each text, with the edits or without: what the device thread does to a batch."""
+        return [int(output.raw.argmax()) for _, output in self.run(asks, edits=edits)[0]]
 
     def fired(self, asks: Sequence[Ask]) -> list[bool]:
         """Whether any edit takes part in the answer to each text."""
@@ -104,9 +105,9 @@ class Served:
 
         return self._runner.run(answer())
 
-    def run(self, asks: Sequence[Ask]) -> tuple[list[tuple[int, Output]], Patched]:
+    def run(self, asks: Sequence[Ask], *, edits: bool = True) -> tuple[list[tuple[int, Output]], Patched]:
         """What comes out of one batch, and what was done to it."""
-        patched = Patched([self._view] * len(asks), self.model.device)
+        patched = Patched([self._view if edits else self._without] * len(asks), self.model.device)
         return [each for finished in self.model.run(asks, patched) for each in finished], patched
 
 

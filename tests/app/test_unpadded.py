@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from app.model import Ask, Classifier, load
+from app.model.unpadded import Unpadded
 from editors.layers import LayerSite
-from editors.unpadded import Unpadded
 from editors.visit import Found, Look, Places, Visit
 from tests.app.running import run
 from tests.deployed import WORDS, deploy

@@ -13,9 +13,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from app.model.packing import Packed, packed, packing
 from editors.errors import UnsupportedModel
 from editors.join import Ended, Join, Pass, Transform, enough
-from editors.packing import Packed, packed, packing
 from editors.site import kind
 from editors.visit import Visit
 
