@@ -183,7 +183,7 @@ def _parts(texts: Sequence[str], size: int) -> list[Sequence[str]]:
 def _beside_bare(
     bench: Bench, served: inside.Served, repetitions: Sequence[Sequence[Sequence[str]]], case: Case
 ) -> list[Figure]:
-    """With the edits, and through the queue as well, beside the unedited model; and beside the service without edits."""
+    """With the edits, and through the queue as well, beside the unedited model, and beside the same without edits."""
     padded = [[bench.bare.batch(texts) for texts in batches] for batches in repetitions]
     asks = [[served.asks(texts) for texts in batches] for batches in repetitions]
     ways = [
