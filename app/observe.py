@@ -80,6 +80,7 @@ class Metrics:
             ["method", "route", "status"],
             registry=self.registry,
         )
+        self._requests_of: dict[tuple[str, str, int], Counter] = {}
 
     def serves(self, model: str, fingerprint: str, waiting: Callable[[], int]) -> None:
         """Say what is served, and who knows how many inputs of callers are in the house."""
@@ -92,6 +93,15 @@ class Metrics:
         self.input_tokens.inc(tokens)
         for seconds in waits:
             self.queue_seconds.observe(seconds)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request, and take its time if it was given an answer. method, route: of few, never a caller's."""
+        counter = self._requests_of.get((method, route, status))
+        if counter is None:  # to look it up by its labels takes longer than to count
+            counter = self._requests_of[method, route, status] = self.requests.labels(method, route, str(status))
+        counter.inc()
+        if status == 200 and route in self.predict_seconds:
+            self.predict_seconds[route].observe(seconds)
 
     def refused(self, error: ServiceError) -> None:
         """Count an error that says that more is asked than the service does; others are not counted here."""

@@ -6,9 +6,9 @@ reported as a mistake is more often an unsure one, and a remembered mistake woul
 
 from __future__ import annotations
 
+import random
 import threading
 
-import torch
 from torch import Tensor
 
 from editors.types import Rows
@@ -25,7 +25,7 @@ class Reservoir:
         self._kept = 0
         self._offered = 0
         self._rows: Rows | None = None  # what was given last, if nothing has changed since
-        self._random = torch.Generator().manual_seed(seed)
+        self._random = random.Random(seed)  # noqa: S311 - a sample, no secret
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Reservoir:
         self._offered += 1
         place = self._kept
         if place == self._capacity:
-            place = int(torch.randint(self._offered, (1,), generator=self._random))
+            place = self._random.randrange(self._offered)
             if place >= self._capacity:
                 return
         else:

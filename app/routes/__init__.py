@@ -16,7 +16,8 @@ __all__ = ["Service", "add_routes"]
 
 def add_routes(app: FastAPI, settings: Settings) -> None:
     """Everything a caller can reach."""
-    for room in (predict, edits, robustness, revisions, model, guard, process, openai):
+    app.router.routes.extend(predict.router.routes)  # FastAPI looks through what is included twice at each request
+    for room in (edits, robustness, revisions, model, guard, process, openai):
         app.include_router(room.router)
     add_problem_handlers(app)
     larger = dict.fromkeys(("/edits/import", "/guard"), settings.max_import_bytes)

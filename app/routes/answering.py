@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -87,9 +88,9 @@ async def wanted(request: Request, seconds: float | None = None) -> AsyncIterato
 
     Raises ClientGone then, to nobody, and TimedOut.
     """
-    watch = _Watch(request)
+    watch = _Watch(request, seconds)
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with asyncio.timeout(None) as limit:
             watch.begin(limit)
             yield
     except TimeoutError as over:
@@ -109,16 +110,22 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 class _Watch:
-    """Lets a time limit expire when the client has gone; begins a little later, which most requests end before."""
+    """Lets a time limit expire after so many seconds, and when the client has gone.
 
-    def __init__(self, request: Request) -> None:
+    Both begin a little later, by one timer: most requests end before.
+    """
+
+    def __init__(self, request: Request, seconds: float | None) -> None:
         self.gone = False
         self._request = request
+        self._seconds = math.inf if seconds is None else seconds
         self._begins: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
 
     def begin(self, limit: asyncio.Timeout) -> None:
-        self._begins = asyncio.get_running_loop().call_later(UNWATCHED_SECONDS, self._begin, limit)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._seconds
+        self._begins = loop.call_later(min(UNWATCHED_SECONDS, self._seconds), self._begin, limit, until)
 
     def end(self) -> None:
         if self._begins is not None:
@@ -126,7 +133,8 @@ class _Watch:
         if self._watching is not None:
             self._watching.cancel()
 
-    def _begin(self, limit: asyncio.Timeout) -> None:
+    def _begin(self, limit: asyncio.Timeout, until: float) -> None:
+        limit.reschedule(None if until == math.inf else until)
         self._watching = asyncio.ensure_future(self._watch(limit))
 
     async def _watch(self, limit: asyncio.Timeout) -> None:

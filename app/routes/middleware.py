@@ -33,6 +33,7 @@ class RequestContext:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._log = log.bind()  # to bind at each request takes longer than to leave a message out
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,45 +42,56 @@ class RequestContext:
         began = time.perf_counter()
         request_id = _request_id(scope)
         status: int | None = None
+        counted = False
+
+        def count() -> None:
+            nonlocal counted
+            if not counted:
+                counted = True
+                self._count(scope, status or 500, time.perf_counter() - began)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                count()  # whoever has the whole answer finds it counted
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._app(scope, receive, send_with_id)
-            except asyncio.CancelledError:  # the server is stopping and has waited long enough
-                if status is None:
-                    stopping = Unavailable("The service is stopping.")
-                    await error_at(scope["path"], stopping)(scope, receive, send_with_id)
-            except Exception as error:
-                if _reader_has_gone(error):
-                    log.debug("the client went away", path=scope["path"])
-                elif status is not None:
-                    raise
-                else:
-                    log.exception("a request failed", path=scope["path"])
-                    failure = ServiceError("The service failed to answer this request; its log says why.")
-                    await error_at(scope["path"], failure)(scope, receive, send_with_id)
-            finally:
-                self._account(scope, status or 500, time.perf_counter() - began)
+        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the server is stopping and has waited long enough
+            if status is None:
+                stopping = Unavailable("The service is stopping.")
+                await error_at(scope["path"], stopping)(scope, receive, send_with_id)
+        except Exception as error:
+            if _reader_has_gone(error):
+                log.debug("the client went away", path=scope["path"])
+            elif status is not None:
+                raise
+            else:
+                log.exception("a request failed", path=scope["path"])
+                failure = ServiceError("The service failed to answer this request; its log says why.")
+                await error_at(scope["path"], failure)(scope, receive, send_with_id)
+        finally:
+            count()
+            structlog.contextvars.reset_contextvars(**bound)
 
-    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self._metrics.requests.labels(method, route, str(status)).inc()
-        if status == 200 and route in self._metrics.predict_seconds:
-            self._metrics.predict_seconds[route].observe(seconds)
-        log.debug("request", method=scope["method"], path=scope["path"], status=status)
+        self._metrics.answered(method, route, status, seconds)
+        self._log.debug("request", method=scope["method"], path=scope["path"], status=status)
 
 
 def _request_id(scope: Scope) -> str:
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-    return given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else uuid4().hex
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            return given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else uuid4().hex
+    return uuid4().hex
 
 
 class BoundedRequests:
@@ -159,7 +171,7 @@ class BoundedBody:
             return error_at(scope["path"], error)
 
         async def with_body(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._app(scope, _replay(body, receive), send)
+            await self._app(scope, replay(body, receive), send)
 
         return with_body
 
@@ -213,7 +225,7 @@ class _Held:
     bytes: int = 0
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """`body` as one message, then whatever else comes."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -16,11 +16,11 @@ from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from app.engine import Engine, Live
-from app.errors import Unavailable
+from app.errors import TimedOut, Unavailable
 from app.model import Ask, Decoding, Generator, load
 from app.model.answers import Finished
 from app.observe import Metrics
-from app.routes.answering import unless_gone
+from app.routes.answering import UNWATCHED_SECONDS, unless_gone, wanted
 from app.routes.middleware import RequestContext
 from editors.composition import Composition
 from editors.registry import editors
@@ -75,6 +75,16 @@ async def test_work_is_finished_for_a_client_that_stays() -> None:
         return 3
 
     assert await unless_gone(request([]), short()) == 3
+
+
+@pytest.mark.parametrize("seconds", [UNWATCHED_SECONDS / 20, UNWATCHED_SECONDS * 2])
+@in_a_loop
+async def test_work_is_given_up_when_its_time_is_over(seconds: float) -> None:
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(TimedOut):
+        async with wanted(request([]), seconds):
+            await asyncio.wait_for(asyncio.Event().wait(), 10)
+    assert asyncio.get_running_loop().time() - began >= seconds * 0.99
 
 
 @in_a_loop

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from app.errors import InputTooLong, UnknownLabel
-from app.model import Ask, Classifier, load
+from app.model import Ask, Classifier, Output, load
 from editors.errors import UnsupportedModel
 from tests.app.conftest import Caller, sentence, settings_in, started
 from tests.app.running import run
@@ -36,6 +36,15 @@ def test_logits_are_those_of_transformers_itself(model: Classifier, tmp_path: Pa
         expected = {each["label"]: each["score"] for each in theirs}
         assert prediction.scores == pytest.approx(expected, abs=1e-6)
         assert prediction.label == max(expected, key=expected.__getitem__)
+
+
+def test_an_answer_is_the_same_to_the_last_bit_whether_it_is_read_off_alone_or_with_its_batch(
+    model: Classifier,
+) -> None:
+    asks = [Ask(encoding) for encoding in model.encode([sentence(number) for number in range(7)])]
+    outputs = run(model, asks)
+    alone = [model.decode([ask], [Output(output.raw, 1)]) for ask, output in zip(asks, outputs, strict=True)]
+    assert [[each] for each in model.decode(asks, outputs)] == alone
 
 
 def test_norm_and_head_alone_give_the_logits_of_the_whole_model(model: Classifier) -> None:

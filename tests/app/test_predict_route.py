@@ -179,3 +179,37 @@ def test_predictions_do_not_wait_for_threads_that_wait_for_the_database(caller: 
             assert pool.submit(caller.predict, sentence(1)).result(timeout=20)
     finally:
         released.set()
+
+
+BODIES = (
+    b'{"inputs": ["w1 w2", "w3"], "explain": true}',
+    b'{"inputs": ["w1"], "inputs": ["w2"]}',
+    b'\xef\xbb\xbf{"inputs": ["w1"]}',
+    '{"inputs": ["w1"]}'.encode("utf-16"),
+    b'{"inputs": ["w1"], "as_of": 1}',
+    b'{"inputs": ["w1"], "colour": 1}',
+    b'{"inputs": ["\\ud800"]}',
+    b'{"inputs": ["w1"], "as_of": NaN}',
+    b'{"inputs": ["w1"], "generation": {}}',
+    b'["w1"]',
+    b"{",
+    b"",
+)
+
+
+def test_what_is_asked_rightly_is_answered_as_fastapi_would_and_what_is_not_as_well(caller: Caller) -> None:
+    def answer(body: bytes, content_type: str) -> tuple[int, str, set[str], bytes]:
+        answer = caller.client.post("/predict", content=body, headers={"Content-Type": content_type})
+        return answer.status_code, answer.headers["Content-Type"], set(answer.headers), answer.content
+
+    for body in BODIES:
+        assert answer(body, "application/json") == answer(body, "application/json; charset=utf-8"), body
+
+
+def test_a_prediction_that_is_not_sent_as_json_is_refused(caller: Caller) -> None:
+    for headers in [
+        {"Content-Type": "text/plain"},
+        {},
+        [("Content-Type", "text/plain"), ("Content-Type", "application/json")],
+    ]:
+        assert caller.client.post("/predict", content=b'{"inputs": ["w1"]}', headers=headers).status_code == 422
