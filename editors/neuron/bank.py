@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from editors.coarse import EXTRA, coarse_keys, coarse_queries, multiplies_bfloat16, padded, reaching
+from editors.coarse import ALWAYS, Compact, compact, multiplies_bfloat16, multiplies_int8
 from editors.columns import Columns, Lease
 from editors.neuron.activations import GELU, activate
 from editors.summing import tree_sum
@@ -20,8 +20,12 @@ from editors.types import Firing, Patch
 _ROWS_BY_NEURONS = 2**24
 """How large a product over all keys may get at once: 64 MiB in float32."""
 _PAIRS_BY_HIDDEN = 2**21
+_LONGEST = 2.0**60
+_TOO_SMALL = 2.0**-125
+"""More than float32 can lose of a number that is too small for it."""
+_SEARCHED = ("keys", "biases", "norms", "gelu")
 COARSE_FROM = 256
-"""Neurons from which on a first search in bfloat16 pays."""
+"""Neurons from which on a first search in few bits pays."""
 COARSE_CANDIDATES = 64
 """Candidates a row, in the mean, above which that search has told too little: the finer one follows."""
 
@@ -38,6 +42,7 @@ class NeuronBank:
         self._neurons = neurons
         self._patches = patches
         self._lease = lease
+        self._compact = Compact.of(columns, neurons) if "whole" in columns and neurons >= COARSE_FROM else None
 
     @classmethod
     def empty(cls, hidden: int, device: torch.device) -> NeuronBank:
@@ -45,8 +50,8 @@ class NeuronBank:
         wide, single = torch.zeros(0, hidden, device=device), torch.zeros(0, device=device)
         like = {"keys": wide, "values": wide, "biases": single, "norms": single}
         like |= {"gelu": single.bool(), "patches": single.long()}
-        if multiplies_bfloat16(device):
-            like |= {"coarse": torch.zeros(0, hidden + EXTRA, device=device, dtype=torch.bfloat16)}
+        if multiplies_bfloat16(device) or multiplies_int8(device, hidden):
+            like |= compact(wide, single, device)
         return cls(Columns(like), neurons=0, patches=0)
 
     def __len__(self) -> int:
@@ -63,8 +68,8 @@ class NeuronBank:
         neurons = _neurons_of(patches)
         numbers = torch.arange(len(patches)).repeat_interleave(counts) + self._patches
         columns.write(self._neurons, end, **neurons, patches=numbers)
-        if "coarse" in columns:
-            columns.write(self._neurons, end, coarse=_coarse_of(neurons))
+        if "whole" in columns:
+            columns.write(self._neurons, end, **_compact_of(neurons, columns["keys"].device))
         return NeuronBank(columns, end, self._patches + len(patches), lease)
 
     def pick(self, numbers: Sequence[int]) -> NeuronBank:
@@ -83,15 +88,21 @@ class NeuronBank:
         nearly every row (its negative side fades to zero only below a pre-activation of about -8).
         Differentiable in queries and residuals: a value at an inner layer is fitted with the neurons acting.
         """
-        queries = queries.float()
-        rows, neurons = self._candidates(queries.detach(), alive, view)
-        strengths = self._strengths(queries, rows, neurons)
-        firing = strengths.abs() > 0  # not where they are NaN, as everything about such a row is
-        rows, neurons, strengths = rows[firing], neurons[firing], strengths[firing]
+        rows, neurons, strengths = self._firing(queries.float(), alive, view)
         if len(rows) == 0:
             return residuals, Firing(rows, neurons, strengths)
         patched = _add_in_order(residuals, rows, strengths, self._columns["values"], neurons)
         return patched, _by_patch(rows, self._columns["patches"][neurons], strengths.detach())
+
+    def _firing(self, queries: Tensor, alive: Tensor, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs (row, neuron) that fire, sorted, and how strongly: (pairs,) each."""
+        rows, neurons = self._candidates(queries.detach(), alive, view)
+        if len(rows) == 0:
+            return rows, neurons, queries.new_zeros(0)
+        strengths = self._strengths(queries, rows, neurons)
+        firing = strengths.abs() > 0  # not where they are NaN, as everything about such a row is
+        rows, neurons, strengths = _chosen(firing, rows, neurons, strengths)
+        return rows, neurons, strengths
 
     def _candidates(self, queries: Tensor, alive: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs (row, neuron) that may fire, sorted: every pair that does is among them."""
@@ -99,36 +110,46 @@ class NeuronBank:
             nothing = torch.zeros(0, dtype=torch.int64, device=queries.device)
             return nothing, nothing
         size = max(1, _ROWS_BY_NEURONS // self._neurons)
-        found = [
-            self._candidates_among(queries[start : start + size], alive, view[start : start + size], start)
-            for start in range(0, len(queries), size)
-        ]
-        rows, neurons = (torch.cat(column) for column in zip(*found, strict=True))
+        rows, neurons = self._reached(queries) if len(queries) <= size else self._reached_in_parts(queries, size)
+        if len(rows) == 0:
+            return rows, neurons
+        rows, neurons = _chosen(alive[view[rows], self._columns["patches"][neurons]], rows, neurons)
         return rows, neurons
 
-    def _candidates_among(self, queries: Tensor, alive: Tensor, view: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        rows, neurons = self._reached(queries)
-        seen = alive[view[rows], self._columns["patches"][neurons]]
-        return rows[seen] + start, neurons[seen]
+    def _reached_in_parts(self, queries: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """What `_reached` finds, asked so many rows at once."""
+        found = [self._reached(part) for part in queries.split(size)]
+        rows = torch.cat([rows + number * size for number, (rows, _) in enumerate(found)])
+        return rows, torch.cat([neurons for _, neurons in found])
 
     def _reached(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs (row, neuron) that may fire if the patch is alive, sorted."""
-        here = slice(self._neurons)
-        if "coarse" in self._columns and self._neurons >= COARSE_FROM:
-            coarse = padded(self._columns["coarse"], self._neurons)
-            rows, neurons = reaching(coarse_queries(queries), coarse, self._neurons)
-            if len(rows) <= COARSE_CANDIDATES * len(queries):
-                return rows, neurons
-        keys, biases, norms, gelu = (self._columns[name][here] for name in ("keys", "biases", "norms", "gelu"))
-        # A float32 dot product of n terms is off by at most n*eps*|q||k|; eps is twice the unit roundoff.
-        eps = torch.finfo(torch.float32).eps
-        slack = eps * ((queries.shape[-1] + 2) * queries.norm(dim=-1, keepdim=True) * norms + biases.abs())
-        rows, neurons = ((queries @ keys.T + biases + slack >= 0) | gelu).nonzero(as_tuple=True)
+        found = self._compact.reached(queries, COARSE_CANDIDATES * len(queries)) if self._compact is not None else None
+        return self._finely_reached(queries) if found is None else found
+
+    def _finely_reached(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by one product in float32.
+
+        Such a product of n terms is off by at most n*eps*|q||k|, where eps is twice the unit roundoff, and by what is
+        too small for it. Where it may overflow the slack is infinite, and what is not a number is found.
+        """
+        keys, biases, norms, gelu = (self._columns[name][: self._neurons] for name in _SEARCHED)
+        # In float32, which is off by less than what is added: rows may be many, and as float64 they are twice as large.
+        lengths = queries.norm(dim=-1, keepdim=True) * (1 + 2**-12) + 2**-60
+        lengths = lengths.masked_fill_(lengths > _LONGEST, torch.inf)
+        width, eps = queries.shape[-1], torch.finfo(torch.float32).eps
+        slack = eps * ((width + 2) * lengths * norms + biases.abs()) + width * _TOO_SMALL
+        # Of one neuron as of two: a product of matrices takes half the time of one with a vector.
+        products = queries @ keys.T if len(keys) > 1 else (queries @ keys.repeat(2, 1).T)[:, :1]
+        reached = (products + biases + slack < 0).logical_not_() | gelu
+        rows, neurons = reached.masked_fill_(lengths.isnan(), False).nonzero(as_tuple=True)
         return rows, neurons
 
     def _strengths(self, queries: Tensor, rows: Tensor, neurons: Tensor) -> Tensor:
         """The activation of each pair, computed from its row and its neuron alone: (pairs,) float32."""
         size = max(1, _PAIRS_BY_HIDDEN // queries.shape[-1])
+        if len(rows) <= size:
+            return self._strengths_of(queries, rows, neurons)
         chunks = zip(torch.split(rows, size), torch.split(neurons, size), strict=True)
         return torch.cat([self._strengths_of(queries, *chunk) for chunk in chunks])
 
@@ -143,15 +164,33 @@ def _neurons_of(patches: Sequence[Patch]) -> dict[str, Tensor]:
     keys, values, biases, activations = (
         torch.cat([patch.tensors[name] for patch in patches]) for name in ("keys", "values", "biases", "activations")
     )
-    norms = keys.double().norm(dim=-1)
+    norms = _bounded(keys.double().norm(dim=-1))
     return {"keys": keys, "values": values, "biases": biases, "norms": norms, "gelu": activations == GELU}
 
 
-def _coarse_of(neurons: dict[str, Tensor]) -> Tensor:
-    """A GELU neuron, which fires on nearly every row, is found on every one: (n, hidden + EXTRA)."""
-    keys, biases, norms, gelu = (neurons[name].float() for name in ("keys", "biases", "norms", "gelu"))
-    silent = 1 - gelu
-    return coarse_keys(keys * silent.unsqueeze(-1), biases * silent + gelu, norms * silent)
+def _bounded(lengths: Tensor) -> Tensor:
+    """Infinite where the product of two could overflow: float64 -> float32."""
+    return lengths.masked_fill(lengths > _LONGEST, torch.inf).float()
+
+
+def _chosen(mask: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    """The columns where the mask holds, themselves where it always does: it mostly does, and a copy takes time."""
+    (places,) = mask.nonzero(as_tuple=True)
+    return columns if len(places) == len(mask) else tuple(column[places] for column in columns)
+
+
+def _all_differ(*columns: Tensor) -> bool:
+    """Whether no two rows of sorted columns are alike."""
+    if len(columns[0]) == 1:
+        return True
+    same = torch.stack([column[1:] == column[:-1] for column in columns]).all(dim=0)
+    return not bool(same.any())
+
+
+def _compact_of(neurons: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A GELU neuron, which fires on nearly every row, is found on every one."""
+    columns = compact(neurons["keys"].float(), neurons["biases"].float(), device)
+    return columns | {"offsets": columns["offsets"].masked_fill(neurons["gelu"], ALWAYS)}
 
 
 def _add_in_order(residuals: Tensor, rows: Tensor, strengths: Tensor, values: Tensor, neurons: Tensor) -> Tensor:
@@ -164,15 +203,20 @@ def _add_in_order(residuals: Tensor, rows: Tensor, strengths: Tensor, values: Te
     return patched
 
 
-def _turns(rows: Tensor) -> Iterator[Tensor]:
-    """Masks over sorted `rows`: the first pair of each row, then the second of each, and so on."""
+def _turns(rows: Tensor) -> Iterator[Tensor | slice]:
+    """Places in sorted `rows`: the first pair of each row, then the second of each, and so on."""
+    if _all_differ(rows):
+        yield slice(None)
+        return
     rank = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
     for turn in range(int(rank.max()) + 1):
-        yield rank == turn
+        yield (rank == turn).nonzero().squeeze(-1)
 
 
 def _by_patch(rows: Tensor, patches: Tensor, strengths: Tensor) -> Firing:
     """One entry a (row, patch), with the largest strength of the patch's neurons."""
+    if _all_differ(rows, patches):
+        return Firing(rows, patches, strengths)
     pairs, which = torch.unique_consecutive(torch.stack([rows, patches]), dim=1, return_inverse=True)
     largest = torch.full((pairs.shape[1],), -torch.inf, dtype=strengths.dtype, device=strengths.device)
     return Firing(pairs[0], pairs[1], largest.scatter_reduce(0, which, strengths, "amax"))

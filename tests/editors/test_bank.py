@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from editors import coarse
 from editors.neuron import NeuronBank, TransformerPatcher
 from editors.neuron import bank as bank_module
 from editors.summing import tree_sum
 from editors.types import Patch
 from tests.editors.editing import CPU, alive_but, all_alive, header
 
-HIDDEN = 24
+HIDDEN = 32
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -34,12 +35,15 @@ def patch(seed: int, neurons: int = 1, activation: int = 0) -> Patch:
     return Patch(header(TransformerPatcher()), tensors)
 
 
-@pytest.fixture(scope="module", autouse=True, params=["coarse", "fine"])
+@pytest.fixture(scope="module", autouse=True, params=["int8", "bfloat16", "float32"])
 def searched(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test twice: candidates found by the product in bfloat16 first, and by that in float32 alone."""
+    """Every test with candidates found by each of the products; by that in int8 those of few rows."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bank_module, "COARSE_FROM", 1 if request.param == "coarse" else 10**9)
-        patched.setattr(bank_module, "multiplies_bfloat16", lambda device: True)
+        patched.setattr(bank_module, "COARSE_FROM", 10**9 if request.param == "float32" else 1)
+        for module in (bank_module, coarse):
+            patched.setattr(module, "multiplies_bfloat16", lambda device: True)
+        if request.param != "int8":
+            patched.setattr(coarse, "multiplies_int8", lambda device, width: False)
         yield
 
 
@@ -281,6 +285,20 @@ def test_a_pre_activation_lost_in_float32_still_fires() -> None:
     bank = bank_of([Patch(header(TransformerPatcher()), tensors)])
     _, firing = bank.apply(query, torch.zeros(1, HIDDEN), *all_alive(bank, 1))
     assert firing.strengths.tolist() == pytest.approx([1e-3])
+
+
+def test_a_pre_activation_whose_terms_overflow_in_float32_still_fires() -> None:
+    query, key = torch.zeros(1, HIDDEN), torch.zeros(1, HIDDEN)
+    query[0, :2], key[0, :2] = 2e38, torch.tensor([-3.0, 3.0001])
+    tensors = {
+        "keys": key,
+        "biases": torch.tensor([-1.0]),
+        "values": torch.ones(1, HIDDEN),
+        "activations": torch.zeros(1, dtype=torch.uint8),
+    }
+    bank = bank_of([Patch(header(TransformerPatcher()), tensors)])
+    _, firing = bank.apply(query, torch.zeros(1, HIDDEN), *all_alive(bank, 1))
+    assert firing.strengths.tolist() == pytest.approx([2e34], rel=0.01)
 
 
 def test_a_gelu_neuron_fires_on_every_row() -> None:
