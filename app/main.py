@@ -16,6 +16,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from app import heap
 from app.audit import Finding, audit
 from app.editing import Editing, Worker
 from app.editing.events import Listeners
@@ -49,17 +50,22 @@ GRACE_SECONDS = 10
 log = structlog.get_logger()
 
 
-def create_app(settings: Settings, *, on_failure: Callable[[BaseException], None] = lambda error: None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    on_failure: Callable[[BaseException], None] = lambda error: None,
+) -> FastAPI:
     """The service as an ASGI application.
 
-    It answers at once; requests that need the model get 503 until it is loaded and has caught up. `on_failure` is
-    told if that comes to nothing.
+    It answers at once; requests that need the model get 503 until it is loaded and has caught up. `on_ready` is told
+    when they are about to be answered, `on_failure` if that comes to nothing.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stopping = asyncio.Event()
-        running = asyncio.create_task(_run(settings, app.state.service, stopping))
+        running = asyncio.create_task(_run(settings, app.state.service, stopping, on_ready))
         running.add_done_callback(lambda task: _report_failure(task, on_failure))
         yield
         stopping.set()
@@ -78,7 +84,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[BaseException], None
     return app
 
 
-async def _run(settings: Settings, service: Service, stopping: asyncio.Event) -> None:
+async def _run(settings: Settings, service: Service, stopping: asyncio.Event, on_ready: Callable[[], None]) -> None:
     """Open store and model, catch up, work until told to stop; close in the reverse order."""
     store = await asyncio.to_thread(_open_store, settings.database_url)
     try:
@@ -93,6 +99,7 @@ async def _run(settings: Settings, service: Service, stopping: asyncio.Event) ->
             asyncio.create_task(hits.write_every(HITS_SECONDS)),
         ]
         working = asyncio.create_task(parts.worker.run())
+        on_ready()
         service.open(parts.serving)
         log.info("ready", model=engine.model.name, revision=live.revision)
         await stopping.wait()
@@ -127,13 +134,14 @@ def serve(settings: Settings) -> None:
     _open_store(settings.database_url).close()  # a database that cannot be used is told before anything else
     if settings.model == BUILTIN:
         builtin(settings.cache_dir)  # in this thread, so that an interrupt ends it
+    heap.keep()
     failures: list[BaseException] = []
 
     def stop(error: BaseException) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_failure=stop)
+    app = create_app(settings, on_ready=heap.keep, on_failure=stop)
     server = _Server(
         app.state.service,
         uvicorn.Config(

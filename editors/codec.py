@@ -46,9 +46,9 @@ def decode(data: bytes) -> Patch:
 def decode_each(data: Iterable[bytes]) -> list[Patch]:
     """The patches that `encode` made these of, as `decode` gives them, faster where their headers are alike."""
     patches: list[Patch] = []
-    for described, each in _unpack_each(data, FORMAT):
+    for described, columns in _unpack_each(data, FORMAT):
         header = _header(described)
-        patches += [Patch(header, tensors) for tensors in each]
+        patches += Patch.each(header, columns) if columns else [Patch(header, {})]
     return patches
 
 
@@ -63,36 +63,55 @@ def encode_rows(reading: Reading) -> bytes:
 def decode_rows(data: bytes) -> Reading:
     """The reading that `encode_rows` made these bytes of. Raises CorruptPatch."""
     tensors, described = _unpack(data, *_ROWS_FORMATS)
-    return _reading(tensors, described)
+    (reading,) = _readings(_alone(tensors), described)
+    return reading
 
 
 def decode_rows_each(data: Iterable[bytes]) -> list[Reading]:
     """The readings that `encode_rows` made these of, as `decode_rows` gives them, faster where headers are alike."""
-    unpacked = _unpack_each(data, *_ROWS_FORMATS)
-    return [_reading(tensors, described) for described, each in unpacked for tensors in each]
+    return [
+        reading
+        for described, columns in _unpack_each(data, *_ROWS_FORMATS)
+        for reading in _readings(columns, described)
+    ]
 
 
-def _reading(tensors: dict[str, Tensor], described: Mapping[str, Any]) -> Reading:
-    keys = {name.removeprefix(_KEYS): tensors.pop(name) for name in list(tensors) if name.startswith(_KEYS)}
+def _readings(columns: dict[str, Tensor], described: Mapping[str, Any]) -> list[Reading]:
+    """The readings whose tensors lie stacked in these: (readings, ...) each."""
+    keys = {name.removeprefix(_KEYS): columns.pop(name) for name in list(columns) if name.startswith(_KEYS)}
     names = {"queries", "residuals", "labels"} | ({"lengths"} if described["format"] != ROWS_WITHOUT_LENGTHS else set())
-    if tensors.keys() != names or (keys and described["format"] != ROWS_FORMAT):
-        raise CorruptPatch(f"The stored rows hold the tensors {', '.join(sorted([*tensors, *keys]))}.")
-    lengths = tensors.pop("lengths", torch.ones(tensors["labels"].shape, dtype=torch.int64))
-    count = _count(tensors)
-    each = lengths.tolist()
-    if lengths.dim() != 1 or lengths.dtype != torch.int64 or min(each, default=1) < 1:
-        raise CorruptPatch(f"The stored rows give their texts the lengths {each}; each has at least 1 row.")
-    if (total := sum(each)) != count:
-        raise CorruptPatch(f"The stored rows are {count}, but the lengths of their texts add up to {total}.")
-    for site, tensor in keys.items():
-        if tensor.dim() != 2 or len(tensor) != len(lengths):
-            raise CorruptPatch(f"The stored keys at {site} are {tuple(tensor.shape)}; there are {len(lengths)} texts.")
-    return Reading(Rows(**tensors), tuple(each), keys)
+    if columns.keys() != names or (keys and described["format"] != ROWS_FORMAT):
+        raise CorruptPatch(f"The stored rows hold the tensors {', '.join(sorted([*columns, *keys]))}.")
+    lengths = columns.pop("lengths", torch.ones(columns["labels"].shape, dtype=torch.int64))
+    count = _count(columns)
+    for each in (every := lengths.tolist()):
+        if lengths.dim() != 2 or lengths.dtype != torch.int64 or min(each, default=1) < 1:
+            raise CorruptPatch(f"The stored rows give their texts the lengths {each}; each has at least 1 row.")
+        if (total := sum(each)) != count:
+            raise CorruptPatch(f"The stored rows are {count}, but the lengths of their texts add up to {total}.")
+    for site, column in keys.items():
+        if column.dim() != 3 or column.shape[1] != lengths.shape[1]:
+            raise CorruptPatch(
+                f"The stored keys at {site} are {tuple(column.shape[1:])}; there are {lengths.shape[1]} texts."
+            )
+    rows = (columns[name].unbind() for name in ("queries", "residuals", "labels"))
+    keys_of = [
+        dict(zip(keys, each, strict=True)) for each in zip(*(column.unbind() for column in keys.values()), strict=True)
+    ]
+    return [
+        Reading(Rows(*tensors), tuple(each), kept)
+        for *tensors, each, kept in zip(*rows, every, keys_of or [{} for _ in every], strict=True)
+    ]
 
 
-def _count(tensors: Mapping[str, Tensor]) -> int:
-    """How many rows these tensors of rows hold."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def _alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a stack of one each."""
+    return {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
+
+
+def _count(columns: Mapping[str, Tensor]) -> int:
+    """How many rows each reading has whose tensors lie stacked in these."""
+    shapes = {name: tuple(column.shape[1:]) for name, column in columns.items()}
     count, *_ = (*shapes["labels"], 0)
     if shapes["labels"] != (count,) or shapes["queries"] != shapes["residuals"] or shapes["queries"][:-1] != (count,):
         raise CorruptPatch(f"The stored rows are of unequal number: {shapes}.")
@@ -136,22 +155,24 @@ def _unpack(data: bytes, *formats: str) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, described
 
 
-def _unpack_each(data: Iterable[bytes], *formats: str) -> Iterator[tuple[dict[str, Any], list[dict[str, Tensor]]]]:
-    """What `_unpack` gives, runs of bytes with equal headers and sizes at once: they have one layout."""
+def _unpack_each(data: Iterable[bytes], *formats: str) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """What `_unpack` gives, runs of bytes with equal headers and sizes stacked: they have one layout."""
     for (header, size), run in groupby(data, key=_layout):
         alike = list(run)
         tensors, described = _unpack(alike[0], *formats)
-        if len(alike) == 1 or not all(tensor.numel() for tensor in tensors.values()):
-            yield described, [tensors, *(_unpack(each, *formats)[0] for each in alike[1:])]
+        if len(alike) == 1 or not tensors or not all(tensor.numel() for tensor in tensors.values()):
+            yield described, _alone(tensors)
+            for each in alike[1:]:
+                yield described, _alone(_unpack(each, *formats)[0])
             continue
-        block = torch.frombuffer(bytearray(b"".join(alike)), dtype=torch.uint8).view(len(alike), size)
+        block = torch.frombuffer(bytearray().join(alike), dtype=torch.uint8).view(len(alike), size)
         places = json.loads(header)
         columns = {}
         for name, first in tensors.items():
             start, end = (8 + len(header) + offset for offset in places[name]["data_offsets"])
             column = block[:, start:end].contiguous().view(first.dtype)
-            columns[name] = column.view(len(alike), *first.shape).unbind()
-        yield described, [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
+            columns[name] = column.view(len(alike), *first.shape)
+        yield described, columns
 
 
 def _layout(data: bytes) -> tuple[bytes, int]:

@@ -268,13 +268,14 @@ def test_rows_with_other_tensors_are_refused_by_their_names(form: str, changed: 
 
 
 def some_patches() -> list[Patch]:
-    """Of two layouts, in runs, among them one without any numbers."""
+    """Of several layouts, in runs, among them one without any numbers, and one without tensors."""
     generator = torch.Generator().manual_seed(1)
     other = replace(HEADER, site="another")
     wide = [Patch(HEADER, {"keys": torch.randn(2, 8, generator=generator)}) for _ in range(3)]
     named = [Patch(other, {"keys": torch.randn(2, 8, generator=generator)}) for _ in range(2)]
     empty = [Patch(HEADER, {"keys": torch.zeros(0, 8)}) for _ in range(2)]
-    return [*wide, patch(), *named, *wide, *empty, patch(), patch()]
+    bare = [Patch(HEADER, {})] * 2
+    return [*wide, patch(), *named, *wide, *empty, *bare, patch(), patch()]
 
 
 def test_patches_decoded_together_are_those_decoded_one_by_one() -> None:
