@@ -42,13 +42,12 @@ class Follower:
     async def catch_up(self) -> Live:
         """Serve the newest revision of the ledger; returns what is served."""
         async with self._one_at_a_time:
-            head = await asyncio.to_thread(self._ledger.head)
-            if head > self._engine.live.revision:
-                changes = await asyncio.to_thread(self._ledger.changes, self._engine.live.revision)
-                live = await asyncio.to_thread(self._follow, self._engine.live, changes)
+            former = self._engine.live
+            live = await asyncio.to_thread(self._newest, former)
+            if live is not former:
                 self._engine.swap(live)
                 self._show(live)
-            return self._engine.live
+            return live
 
     async def follow(self, seconds: float) -> None:
         """Catch up every so often, for the changes of other processes, until cancelled."""
@@ -58,6 +57,10 @@ class Follower:
                 await self.catch_up()
             except Exception:  # the job boundary: the database may be away for a while
                 log.exception("cannot follow the ledger")
+
+    def _newest(self, live: Live) -> Live:
+        changes = self._ledger.changes(live.revision)
+        return self._follow(live, changes) if changes.head > live.revision else live
 
     def _follow(self, live: Live, changes: Changes) -> Live:
         overlay, device = live.overlay, self._engine.model.device
@@ -88,6 +91,7 @@ class Follower:
         return patches
 
     def _show(self, live: Live) -> None:
+        edits = int(live.alive.sum())
         self._metrics.revision.set(live.revision)
-        self._metrics.edits_live.set(int(live.alive.sum()))
-        log.info("live", revision=live.revision, edits=int(live.alive.sum()))
+        self._metrics.edits_live.set(edits)
+        log.info("live", revision=live.revision, edits=edits)

@@ -89,9 +89,9 @@ class Composition:
         chosen = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         parts = {}
         for name, part in self._parts.items():
-            places = torch.isin(part.numbers, chosen).nonzero().squeeze(-1)
+            here, places = _places(chosen, part.numbers)
             if len(places):
-                parts[name] = part.pick(places.tolist(), torch.searchsorted(chosen, part.numbers[places]))
+                parts[name] = part.pick(places.tolist(), here)
         return replace(self, _patches=len(numbers), _parts=parts)
 
     def apply(self, queries: Tensor, residuals: Tensor, alive: Tensor, view: Tensor) -> tuple[Tensor, Firing]:
@@ -148,9 +148,11 @@ class Composition:
 
     def adding(self, numbers: Sequence[int]) -> list[int]:
         """Those of these patches that act behind the last layer."""
+        if not numbers:
+            return []
         chosen = torch.tensor(numbers, dtype=torch.int64, device=self.device)
-        added = torch.cat([chosen[:0], *(part.numbers for part in self._added())])
-        kept: list[int] = chosen[torch.isin(chosen, added)].tolist()
+        found = [_places(chosen, part.numbers)[0] for part in self._added()]
+        kept: list[int] = chosen[torch.cat([chosen[:0], *found]).sort().values].tolist()
         return kept
 
     def _begin(self, editor: str, site: str) -> _Added | _Book:
@@ -178,6 +180,13 @@ class Composition:
 def _columns(alive: Tensor, numbers: Tensor) -> Tensor:
     """The columns of some patches; they are ascending, so as many as all are all."""
     return alive if len(numbers) == alive.shape[1] else alive[:, numbers]
+
+
+def _places(chosen: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the chosen patches are among some numbers, both ascending, and where these are: (k,) int64 each."""
+    places = torch.searchsorted(numbers, chosen).clamp(max=len(numbers) - 1)
+    here = (numbers[places] == chosen).nonzero().squeeze(-1)
+    return here, places[here]
 
 
 def _joined(firings: Sequence[Firing], device: torch.device) -> Firing:

@@ -210,12 +210,14 @@ class Editing:
                     continue
             if record.status is Status.REVERTED:
                 return record, _removal_verdict(record)
-            live = await self._caught_up(if_match)
+            live = self._shop.engine.live  # where other processes have gone on from it, the ledger says so
+            if if_match not in (None, live.revision):
+                live = await self._caught_up(if_match)
             try:
-                await self._revert(record, live, actor=actor, reason=reason)
+                record = await self._revert(record, live, actor=actor, reason=reason)
             except HeadMoved:
+                await self._shop.follower.catch_up()
                 continue
-            record = await self.record(edit_id)
             return record, _removal_verdict(record)
 
     async def reapply(self, edit_id: str, *, actor: str, if_match: int | None = None) -> EditRecord:
@@ -330,7 +332,7 @@ class Editing:
         self._shop.listeners.tell(edit_id)
         return record
 
-    async def _revert(self, record: EditRecord, live: Live, *, actor: str, reason: str) -> None:
+    async def _revert(self, record: EditRecord, live: Live, *, actor: str, reason: str) -> EditRecord:
         remaining = live.view(exclude=[record.id]).alive
         exempt = Exemption(frozenset({record.id}))
         verdict: Mapping[str, Any] = {}
@@ -339,19 +341,24 @@ class Editing:
             judging = self._shop.judge.of_alive(live, remaining, exempt=exempt, required=self._shop.judge.required)
             judged = await self._shop.judged(judging)
             verdict, broken = judged.verdict.as_json(), judged.broken
-        await asyncio.to_thread(
-            self._shop.ledger.revert,
-            record.id,
-            actor=actor,
-            reason=reason,
-            verdict=verdict,
-            broken=broken,
-            refit=self._refits,
-            expected_head=live.revision,
-        )
+
+        def write() -> EditRecord:
+            self._shop.ledger.revert(
+                record.id,
+                actor=actor,
+                reason=reason,
+                verdict=verdict,
+                broken=broken,
+                refit=self._refits,
+                expected_head=live.revision,
+            )
+            return self._shop.ledger.edit(record.id)
+
+        reverted = await asyncio.to_thread(write)
         await self._shop.follower.catch_up()
         if broken and self._refits:
             self._worker.wake()
+        return reverted
 
     async def _guarded(self) -> None:
         """Return when the newest guard is in use. Raises Unavailable if that takes long."""

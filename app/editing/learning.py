@@ -31,7 +31,7 @@ TOKENS_A_SLICE = 512
 """Tokens of an edit's texts that are run, with gradients, in one slice of a fit."""
 
 
-SCREENED = 8
+SCREENED = 2
 """Numbers of a query that are looked at first."""
 
 

@@ -12,24 +12,29 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from app.editing.learning import Attempt, Candidate, learned, others, patch_of, spoilt
 from app.editing.outcome import Answers, Encoded
 from app.editing.workshop import Workshop
 from app.engine import Entry, Live, View
 from app.engine.reading import reading
-from app.judge import Mark
-from app.memory import Shelving
+from app.judge import Coming, Mark
+from app.memory import Shelving, said_by
 from app.model import Answered, Output
 from app.observe import Metrics
 from app.store import EditRecord, Evidence, RevisionRecord, Status
-from editors.types import Fitted, FittingTogether, Problem, Rows, Step
+from editors.composition import Composition
+from editors.types import Fitted, FittingTogether, Patch, Problem, Rows, Step
 
 MOST = 64
 """Edits that are learned together."""
+AHEAD = 32
+"""Rows of edits whose answers are computed together, as if all of them passed, before one by one is judged."""
 TEXTS_A_SLICE = 8
 """Texts in one forward pass; predictions may run between two of them."""
 
@@ -52,6 +57,21 @@ class _Fitted:
 
 
 @dataclass(frozen=True, slots=True)
+class _Foreseen:
+    """One of several edits, not judged yet: its patch, and what is said before and after it, if all before it pass."""
+
+    learned_of: _Fitted
+    patch: Patch
+    before: Answers
+    after: Answers
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt with what is said before it."""
+        return replace(self.learned_of.attempt, before=self.before)
+
+
+@dataclass(frozen=True, slots=True)
 class _Judged:
     """The edits that passed at once, in their order; those that need nothing more once these are live; and how the
     judge stood before.
@@ -60,6 +80,18 @@ class _Judged:
     passed: Sequence[tuple[Attempt, Candidate]]
     needless: Sequence[Attempt]
     mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The first so many of edits that were looked ahead at, up to one that did not pass, and what would be served then.
+    passed, needless: as in `_Judged`.
+    """
+
+    live: Live
+    edits: int
+    passed: Sequence[tuple[Attempt, Candidate]]
+    needless: Sequence[Attempt] = ()
 
 
 class Several:
@@ -198,49 +230,103 @@ class Several:
     def _judge(self, live: Live, fitted: Sequence[_Fitted], seconds: float) -> Generator[None, None, _Judged]:
         """One after the other, each as if those before it that passed were live."""
         mark = yield from self._shop.judge.mark(live)
-        passed, needless = list[tuple[Attempt, Candidate]](), list[Attempt]()
+        passed, needless, place = list[tuple[Attempt, Candidate]](), list[Attempt](), 0
         try:
-            for each in fitted:
-                attempt = self._as_of(live, each.attempt)
-                if attempt.before.prediction.says(attempt.record.draft.target):
-                    needless.append(attempt)
-                    continue
-                with self._timed("judge", 1):
-                    following, candidate = yield from self._judge_next(live, attempt, each, seconds)
-                if following is not None:
-                    live = following
-                    passed.append((attempt, candidate))
-                yield
+            while place < len(fitted):
+                some = _first(fitted[place:])
+                started = time.monotonic()
+                foreseen = yield from self._foresee(live, some)
+                ahead = (time.monotonic() - started) / len(some)
+                run = yield from self._judge_first(live, foreseen, seconds, ahead)
+                live, place = run.live, place + run.edits
+                passed += run.passed
+                needless += run.needless
         except BaseException:  # also when nobody wants the verdicts any more
             self._shop.judge.back_to(mark)
             raise
+        self._shop.judge.look_no_further()
         return _Judged(passed, needless, mark)
 
-    def _as_of(self, live: Live, attempt: Attempt) -> Attempt:
-        """An attempt with what is said before it, once those are live that were judged before it."""
-        said = self._said(attempt.reading.rows, live.view())
-        return replace(attempt, before=replace(attempt.before, predictions=said))
+    def _foresee(self, live: Live, fitted: Sequence[_Fitted]) -> Generator[None, None, list[_Foreseen]]:
+        """What is said to the texts of each edit if all before it pass. The judge looks ahead, too."""
+        shop = self._shop
+        patches = [patch_of(shop, each.attempt, each.fitted) for each in fitted]
+        yield
+        overlay = live.overlay.extend(patches)
+        parts = [each.attempt.reading.rows for each in fitted]
+        rows, lengths = Rows.join(parts), [len(part) for part in parts]
+        before, after = self._logits_ahead(live, overlay, rows, lengths)
+        coming = [Coming(each.attempt.record.id, part) for each, part in zip(fitted, parts, strict=True)]
+        yield
+        yield from shop.judge.foresee(live, overlay, coming, said_by(after, rows.labels))
+        return [
+            _Foreseen(each, patch, *(replace(each.attempt.before, predictions=said) for said in ways))
+            for each, patch, *ways in zip(
+                fitted, patches, self._decoded(before, lengths), self._decoded(after, lengths), strict=True
+            )
+        ]
+
+    @torch.no_grad()
+    def _logits_ahead(
+        self, live: Live, overlay: Composition, rows: Rows, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The logits of the rows of each edit once those before it are live, and once it is: (rows, labels) each.
+
+        overlay: the live one with the patches of these edits at its end. lengths: how many rows each has.
+        """
+        device, count = rows.labels.device, len(lengths)
+        come = torch.ones(count + 1, count, dtype=torch.bool).tril(-1)
+        alive = torch.cat([live.alive.expand(count + 1, -1), come], dim=-1).to(device)
+        own = torch.arange(count).repeat_interleave(torch.tensor(lengths)).to(device)
+        twice = rows.queries.repeat(2, 1), rows.residuals.repeat(2, 1)
+        residuals, _ = overlay.apply(*twice, alive, torch.cat([own, own + 1]))
+        before, after = self._shop.engine.readout(residuals).chunk(2)
+        return before, after
+
+    def _decoded(self, logits: Tensor, lengths: Sequence[int]) -> list[Sequence[Answered]]:
+        """What logits say to the texts of each edit."""
+        said = iter(self._shop.engine.model.decode([], [Output(each, 1) for each in logits.cpu()]))
+        return [list(islice(said, length)) for length in lengths]
+
+    def _judge_first(
+        self, live: Live, foreseen: Sequence[_Foreseen], seconds: float, ahead: float
+    ) -> Generator[None, None, _Run]:
+        """Judge edits until one does not pass: what was foreseen of those behind it supposes that it would.
+
+        seconds, ahead: that were spent on the fit of each, and on looking ahead.
+        """
+        passed: list[tuple[Attempt, Candidate]] = []
+        for number, each in enumerate(foreseen, 1):
+            attempt = each.attempt
+            if attempt.before.prediction.says(attempt.record.draft.target):
+                return _Run(live, number, passed, [attempt])
+            with self._timed("judge", 1, ahead):
+                following, candidate = yield from self._judge_next(live, attempt, each, seconds)
+            if following is None:
+                return _Run(live, number, passed)
+            live = following
+            passed.append((attempt, candidate))
+            yield
+        return _Run(live, len(foreseen), passed)
 
     def _judge_next(
-        self, live: Live, attempt: Attempt, learned_of: _Fitted, seconds: float
+        self, live: Live, attempt: Attempt, foreseen: _Foreseen, seconds: float
     ) -> Generator[None, None, tuple[Live | None, Candidate]]:
         """What would be served with one edit more, if it passed, and the evidence."""
-        shop, draft = self._shop, attempt.record.draft
-        patch = patch_of(shop, attempt, learned_of.fitted)
+        shop, draft, patch, after = self._shop, attempt.record.draft, foreseen.patch, foreseen.after
         number, revision = len(live.alive), live.revision + 1
         entry = Entry(attempt.record.id, None, draft.input_key, draft.target)
         following = live.followed(revision, live.overlay.extend([patch]), [entry], [(number, (revision, None))])
-        view = following.view()
-        after = Answers(self._said(attempt.reading.rows, view), len(draft.rephrases))
         judged = yield from shop.judge.of_patch(
             live,
-            view,
+            following.view(),
             exempt=shop.exempt(draft, replaced=None),
             own=attempt.reading.of_text(0),
             required=shop.required(draft),
             spoilt=spoilt(draft, after),
         )
         verdict = judged.verdict.with_gates(shop.own_gates(draft, attempt.before, after))
+        learned_of = foreseen.learned_of
         candidate = Candidate(patch, learned_of.fitted, 1, seconds, learned_of.remembered, after, judged, verdict)
         if not verdict.passed or judged.disturbed:
             yield from shop.judge.forget()
@@ -288,12 +374,18 @@ class Several:
         return model.decode([], [Output(each, 1) for each in logits])
 
     @contextmanager
-    def _timed(self, stage: str, edits: int) -> Iterator[None]:
-        """Time a stage of several edits, to each its part."""
+    def _timed(self, stage: str, edits: int, already: float = 0.0) -> Iterator[None]:
+        """Time a stage of several edits, to each its part. already: seconds that each has taken before."""
         started = time.monotonic()
         try:
             yield
         finally:
-            seconds = (time.monotonic() - started) / edits
+            seconds = already + (time.monotonic() - started) / edits
             for _ in range(edits):
                 self._metrics.edit_seconds.labels(stage).observe(seconds)
+
+
+def _first(fitted: Sequence[_Fitted]) -> list[_Fitted]:
+    """The first edits with no more than AHEAD rows together; one at least."""
+    ends = accumulate(len(each.attempt.reading.rows) for each in fitted)
+    return [each for number, (each, end) in enumerate(zip(fitted, ends, strict=True)) if end <= AHEAD or not number]

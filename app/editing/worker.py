@@ -16,6 +16,7 @@ from app import heap
 from app.editing.learning import Attempt, Cancelled, Candidate, Learning, evidence, learned
 from app.editing.several import MOST, Several
 from app.editing.workshop import Workshop
+from app.engine import Live
 from app.errors import ConflictingEdit, Unavailable
 from app.observe import Metrics
 from app.store import IN_WORK, EditRecord, Evidence, HeadMoved, QueueLock, Status
@@ -41,6 +42,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._stopping = False
         self._abandoned = False  # whether an edit was left in work here because its end could not be recorded
+        self._seen: Live | None = None  # what the judge was told to look at last
         self._in_hand: frozenset[str] = frozenset()
         self._cancelled: set[str] = set()  # of the edits in hand
         self._learning = Learning(shop, metrics, rounds=rounds, cancelled=self._cancelled.__contains__)
@@ -63,11 +65,13 @@ class Worker:
     async def run(self) -> None:
         """Work until stopped. Of all processes on one model, one at a time works its queue."""
         lock = self._shop.ledger.queue_lock()
-        looking = asyncio.create_task(self._look())
+        looking = asyncio.create_task(self._look_first())
         try:
             while not self._stopping:
                 if await self._holds(lock) and await self._work_on_next():
                     continue
+                if looking.done():
+                    await self._look()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
                 self._wake.clear()
@@ -75,11 +79,19 @@ class Worker:
             looking.cancel()
             lock.release()
 
+    async def _look_first(self) -> None:
+        """Look at all that is live when the process starts: of many edits that takes a while, and much memory."""
+        await self._look()
+        await asyncio.to_thread(heap.give_back)
+
     async def _look(self) -> None:
-        """Let the judge see what is live before there is anything to judge: of many edits that takes a while."""
+        """Let the judge see what is live before there is anything to judge, which then need not wait for that."""
+        live = self._shop.engine.live
+        if live is self._seen:
+            return
+        self._seen = live
         try:
-            await self._shop.judged(self._shop.judge.look(self._shop.engine.live))
-            await asyncio.to_thread(heap.give_back)
+            await self._shop.judged(self._shop.judge.look(live))
         except HeadMoved:  # somebody was faster
             return
         except Exception:  # the job boundary: it is seen with the first verdict

@@ -6,7 +6,7 @@ the present one without some edits are answered by the same overlay, in the same
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -39,6 +39,11 @@ class Entry:
     input_key: str
     target: str
     spans: tuple[Span, ...] = ()
+
+    def with_span(self, span: Span) -> Entry:
+        """With this span, which is new, or takes the place of the one with the same beginning."""
+        spans = (*(former for former in self.spans if former[0] != span[0]), span)
+        return Entry(self.edit_id, self.supersedes, self.input_key, self.target, tuple(sorted(spans, key=_since)))
 
     def entered(self, revision: int) -> int:
         """The last revision up to this one in which the patch went live; -1 if it had not."""
@@ -108,7 +113,7 @@ class Index:
         self._numbers: dict[str, tuple[int, ...]] = {}
 
     def add(self, name: str, number: int) -> None:
-        known = self._numbers.get(name, ())
+        known = self._numbers.setdefault(name, (number,))
         if number not in known:
             self._numbers[name] = tuple(sorted((*known, number)))
 
@@ -123,9 +128,9 @@ class Live:
     def __init__(self, revision: int, overlay: Composition, entries: Sequence[Entry]) -> None:
         assert len(overlay) == len(entries)
         self.revision, self.overlay = revision, overlay
-        self.entries = tuple(entries)
+        self.entries: Sequence[Entry] = list(entries)
         self.edit_ids = tuple(entry.edit_id for entry in self.entries)
-        self._by_edit, self._by_input = Index(), Index()
+        self._by_edit, self._by_input, self._by_replaced = Index(), Index(), Index()
         self._find(self.entries, 0)
         self._spans = Spans.of(self.entries)
         self._look()
@@ -138,14 +143,14 @@ class Live:
         overlay: with the patches of `fresh` entries at its end. spans: opened or closed since, with their patches.
         """
         entries = [*self.entries, *fresh]
-        for number, (since, until) in spans:
-            former = [pair for pair in entries[number].spans if pair[0] != since]
-            entries[number] = replace(entries[number], spans=tuple(sorted([*former, (since, until)], key=_since)))
+        for number, span in spans:
+            entries[number] = entries[number].with_span(span)
         if len(fresh) + len(spans) > FEW:
             return Live(revision, overlay, entries)
         made = copy(self)
-        made.revision, made.overlay, made.entries = revision, overlay, tuple(entries)
-        made.edit_ids = (*self.edit_ids, *(entry.edit_id for entry in fresh))
+        made.revision, made.overlay, made.entries = revision, overlay, entries
+        if fresh:
+            made.edit_ids = (*self.edit_ids, *(entry.edit_id for entry in fresh))
         made._find(fresh, len(self.entries))
         made._spans = self._spans.with_spans(spans)
         made._look()
@@ -156,6 +161,8 @@ class Live:
         for number, entry in enumerate(entries, start):
             self._by_edit.add(entry.edit_id, number)
             self._by_input.add(entry.input_key, number)
+            if entry.supersedes is not None:
+                self._by_replaced.add(entry.supersedes, number)
 
     def _look(self) -> None:
         self.alive = self._spans.alive_in(self.revision, len(self.entries))
@@ -180,9 +187,7 @@ class Live:
 
     def conflicting(self, input_key: str, target: str, *, besides: str | None) -> list[str]:
         """The live edits, other than `besides`, that want another answer for an input."""
-        numbers = self._by_input.get(input_key, len(self.entries))
-        alive = [self.entries[number] for number in numbers if self.alive[number]]
-        others = [entry for entry in alive if entry.input_key == input_key and entry.target != target]
+        others = self._against(input_key, target, self.alive)
         return [entry.edit_id for entry in others if entry.edit_id != besides]
 
     def live_entries(self) -> list[Entry]:
@@ -233,19 +238,25 @@ class Live:
         if replaced is None or back is None:
             return None
         returning = self.entries[back]
-        for place in alive.nonzero().flatten().tolist():
-            other = self.entries[place]
-            conflicting = other.input_key == returning.input_key and other.target != returning.target
-            if conflicting or replaced in self._replaced_by(other):
-                return None
-        return back
+        hindered = self._against(returning.input_key, returning.target, alive) or self._is_replaced(replaced, alive)
+        return None if hindered else back
 
-    def _replaced_by(self, entry: Entry) -> Iterator[str]:
-        """The edits that an edit replaces, directly and through others."""
-        replaced = entry.supersedes
-        while replaced is not None:
-            yield replaced
-            replaced = self.entries[self.patches_of(replaced)[0]].supersedes  # every patch of an edit says the same
+    def _against(self, input_key: str, target: str, alive: Tensor) -> list[Entry]:
+        """The patches that are alive and want another answer for an input."""
+        numbers = self._by_input.get(input_key, len(self.entries))
+        others = [self.entries[number] for number in numbers if alive[number]]
+        return [entry for entry in others if entry.input_key == input_key and entry.target != target]
+
+    def _is_replaced(self, edit_id: str, alive: Tensor) -> bool:
+        """Whether a patch that is alive replaces an edit, directly or through others."""
+        replaced = {edit_id}
+        while replaced:
+            noted = [number for name in replaced for number in self._by_replaced.get(name, len(self.entries))]
+            above = [number for number in noted if self.entries[number].supersedes in replaced]
+            if any(alive[number] for number in above):
+                return True
+            replaced = {self.entries[number].edit_id for number in above}
+        return False
 
 
 def _since(span: Span) -> int:

@@ -47,6 +47,8 @@ class Patched:
         for seen in self._seen:
             view = seen.view if self._owners is None else seen.view[self._owners]
             residuals, firing = seen.overlay.apply(queries, residuals, seen.alive, view)
+            if not len(firing.rows):
+                continue
             rows = firing.rows if self._owners is None else self._owners[firing.rows]
             triples = zip(rows.tolist(), firing.patches.tolist(), firing.strengths.tolist(), strict=True)
             for row, patch, strength in triples:
@@ -101,7 +103,7 @@ class _Seen:
     """One overlay, as the rows of a batch see it; rows of other overlays see nothing of it."""
 
     overlay: Composition
-    alive: Tensor  # (views, patches) bool, the last view sees none
+    alive: Tensor  # (views, patches) bool; the last one sees none, if there are rows of other overlays
     view: Tensor  # (rows,) int64
     edit_ids: Sequence[str]
 
@@ -111,10 +113,11 @@ class _Seen:
     ) -> _Seen:
         sharing = [index for index, view in enumerate(views) if view.overlay is overlay]
         place = {index: place for place, index in enumerate(sharing)}
-        first = views[sharing[0]]
-        alive = torch.stack([*(views[index].alive for index in sharing), torch.zeros_like(first.alive)])
+        masks = [views[index].alive for index in sharing]
+        if len(sharing) < len(views):
+            masks.append(torch.zeros_like(masks[0]))
         view = torch.tensor([place.get(index, len(sharing)) for index in view_of_row])
-        return cls(overlay, alive.to(device), view.to(device), first.edit_ids)
+        return cls(overlay, torch.stack(masks).to(device), view.to(device), views[sharing[0]].edit_ids)
 
 
 def _owners(lengths: Sequence[int]) -> Tensor:

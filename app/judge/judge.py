@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from app.engine import Live, View
+from app.judge.chosen import Chosen
 from app.judge.standing import Outcome, Standing, Stood
 from app.judge.verdict import LISTED, Conflict, Gate, Required, Verdict
 from app.judge.watch import Watch, told
-from app.memory import Guard, Memory, Shelved, Texts
+from app.memory import Guard, Memory, Said, Shelved, Texts
 from app.model import Model
+from editors.composition import Composition
 from editors.types import Rows
 
 NEAR = 0.9
@@ -90,6 +92,30 @@ class Mark:
     edits: Stood
 
 
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """An edit that may be put on the shelf. rows: of its texts, labels as wanted, unpatched."""
+
+    edit_id: str
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Foreseen:
+    """What had come when it was looked ahead, and the edits that are to come, in their order."""
+
+    alive: Tensor
+    edits: int
+    edit_ids: Sequence[str]
+
+    def holds(self, live: Live, shelved: Shelved) -> bool:
+        """Whether nothing has happened since but that the first so many edits have passed and were put on the shelf."""
+        first, come = len(self.alive), shelved.edits - self.edits
+        as_before = len(live.alive) == first + come and torch.equal(live.alive[:first], self.alive)
+        in_order = list(shelved.edit_ids[self.edits : shelved.edits]) == list(self.edit_ids[:come])
+        return as_before and in_order and bool(live.alive[first:].all())
+
+
 class Outdated(Exception):
     """A revision shall be judged that another one has followed, which was judged already."""
 
@@ -106,8 +132,11 @@ class Judge:
         self._memory = memory
         self._model = model
         self._edits = Standing(memory.edits.texts, model)
+        self._chosen = Chosen()
         self._revision = 0
-        self._judged_last: tuple[str, Outcome, Outcome] | None = None  # an edit that may go live, and what it would do
+        self._judged_last: tuple[tuple[str, ...], Outcome, Outcome] | None = None
+        """What may be served next, and whose the newest patch is."""
+        self._foreseen: _Foreseen | None = None
         self._take_up(memory.guard)
 
     def of_patch(
@@ -127,9 +156,7 @@ class Judge:
         """
         shelved = yield from self._stand(live)
         number = len(live.alive)
-        guard = yield from self._guard.under(view)
-        edits = yield from self._edits.under(view)
-        self._judged_last = view.edit_ids[number], guard, edits
+        guard, edits = yield from self._under(view)
         here, would = (shelved.flags_of(live.edit_ids, mask) for mask in (live.alive, view.alive[:number]))
         judged = self._judged(shelved, _Change(here, would, guard, edits, exempt, required, number, spoilt))
         near = self._near_duplicates(shelved, here & ~shelved.flags(exempt.edit_ids), own)
@@ -143,9 +170,7 @@ class Judge:
         coming: the patch that comes back.
         """
         shelved = yield from self._stand(live)
-        view = View(live.revision, live.overlay, alive, live.edit_ids)
-        guard = yield from self._guard.under(view)
-        edits = yield from self._edits.under(view)
+        guard, edits = yield from self._under(View(live.revision, live.overlay, alive, live.edit_ids))
         here, would = (shelved.flags_of(live.edit_ids, mask) for mask in (live.alive, alive))
         return self._judged(shelved, _Change(here, would, guard, edits, exempt, required, coming))
 
@@ -161,6 +186,7 @@ class Judge:
     def back_to(self, mark: Mark) -> None:
         """Forget all that was judged since; no entry of an inner layer may have come or gone. On the device thread."""
         self._revision, self._judged_last = mark.revision, None
+        self.look_no_further()
         self._edits.back_to(mark.edits)
         if self._guard is mark.standing:
             self._guard.back_to(mark.guard)
@@ -170,7 +196,31 @@ class Judge:
     def forget(self) -> Generator[None, None, None]:
         """The patch that was judged last will not go live."""
         self._judged_last = None
+        self.look_no_further()
         yield
+
+    def foresee(
+        self, live: Live, overlay: Composition, coming: Sequence[Coming], said: Said
+    ) -> Generator[None, None, None]:
+        """Look at once for what several verdicts ask: where each of the patches fires with which an overlay has grown.
+
+        coming: the edits of these patches, each of which is put on the shelf when its patch has passed. said: at their
+        rows, one edit after the other, each as soon as its patch is live, with those before it and no others. Holds as
+        long as all that happens is that one after the other passes.
+        """
+        shelved = yield from self._stand(live)
+        first = len(live.alive)
+        patches = range(first, len(overlay))
+        assert len(patches) == len(coming) == len(overlay.adding(patches)), "one patch behind the last layer for each"
+        rows = Rows.join([each.rows for each in coming])
+        nothing = Said(said.answers[:0], said.scores[:0], said.gaps[:0])
+        yield from self._guard.foresee(overlay, patches, rows[:0], nothing)
+        yield from self._edits.foresee(overlay, patches, rows, said)
+        self._foreseen = _Foreseen(live.alive, shelved.edits, [each.edit_id for each in coming])
+
+    def look_no_further(self) -> None:
+        """Forget what was foreseen: what comes next is something else. On the device thread."""
+        self._foreseen = self._guard.ahead = self._edits.ahead = None
 
     def leaning_on(self, live: Live, alive: Tensor, *, exempt: Exemption) -> Generator[None, None, Rows]:
         """The rows that are right now and would be wrong if just `alive` were served: labels as wanted, with the
@@ -195,7 +245,10 @@ class Judge:
         shelved = yield from self._stand(live)
         flags = shelved.flags_of(live.edit_ids, alive)
         rows = self._edits.all_rows()
-        return rows if bool(flags.all()) else rows[flags[shelved.owners]]
+        if bool(flags.all()):
+            return rows
+        chosen = flags[shelved.owners]
+        return rows[chosen] if self._edits.moved else self._chosen.of(rows, chosen)
 
     def _judged(self, shelved: Shelved, change: _Change) -> Judged:
         """The gates of what would be answered, and what would be wrong."""
@@ -251,8 +304,9 @@ class Judge:
         known = self._memory.mean()
         mean = torch.zeros_like(own.queries[0]).float() if known is None else known.float()
         alike = _cosines(shelved, texts, own.queries[0].float() - mean, mean)
-        near = [place for place in alike.argsort(descending=True).tolist()[:MOST_NEAR] if alike[place] >= NEAR]
-        return tuple(self._conflict(shelved, int(texts[place]), float(alike[place])) for place in near)
+        near = (alike >= NEAR).nonzero().squeeze(-1)
+        nearest = near[alike[near].argsort(descending=True, stable=True)][:MOST_NEAR].tolist()
+        return tuple(self._conflict(shelved, int(texts[place]), float(alike[place])) for place in nearest)
 
     def _conflict(self, shelved: Shelved, text: int, similarity: float) -> Conflict:
         wanted = self._memory.edits.texts.wanted(text)
@@ -280,11 +334,20 @@ class Judge:
         if self._memory.guard is not self._watch.guard:
             self._take_up(self._memory.guard)
         shelved = self._memory.edits.shown
+        if self._foreseen is not None and not self._foreseen.holds(live, shelved):
+            self.look_no_further()
         if not torch.equal(self._guard.now.alive, live.alive):
             self._adopt_judged_last(live)
         yield from self._guard.stand(live.view(), self._watch.guard.known.texts.shown)
         yield from self._edits.stand(live.view(), shelved.shown)
         return shelved
+
+    def _under(self, view: View) -> Generator[None, None, tuple[Outcome, Outcome]]:
+        """How the guard and the edits would stand under a view, which may be what is served next."""
+        guard = yield from self._guard.under(view)
+        edits = yield from self._edits.under(view)
+        self._judged_last = tuple(view.edit_ids[len(view.alive) - 1 :]), guard, edits
+        return guard, edits
 
     def _take_up(self, guard: Guard) -> None:
         """Measure on this guard from now on."""
@@ -293,13 +356,13 @@ class Judge:
         self._judged_last = None
 
     def _adopt_judged_last(self, live: Live) -> None:
-        """Spare what was computed for the verdict on an edit, if nothing but this edit has gone live since."""
+        """Spare what was computed for the last verdict, if just what it was on is served now."""
         judged, self._judged_last = self._judged_last, None
         if judged is None:
             return
-        edit_id, guard, edits = judged
+        newest, guard, edits = judged
         unmoved = edits.shown.count == self._edits.now.shown.count
-        if unmoved and live.edit_ids[-1] == edit_id and torch.equal(guard.alive, live.alive):
+        if unmoved and live.edit_ids[-1:] == newest and torch.equal(guard.alive, live.alive):
             self._guard.adopt(guard)
             self._edits.adopt(edits)
 
@@ -311,7 +374,8 @@ def _cosines(shelved: Shelved, texts: Tensor, query: Tensor, mean: Tensor) -> Te
     nothing that grows with the texts is copied.
     """
     rows = shelved.shown.starts[texts]
-    products = (shelved.rows.queries @ torch.stack([query, mean], dim=-1).to(shelved.rows.queries.dtype))[rows].float()
+    # Stacked as rows and turned: laid out as columns, the same product takes six times as long.
+    products = (shelved.rows.queries @ torch.stack([query, mean]).to(shelved.rows.queries.dtype).T)[rows].float()
     squares = (shelved.squares[texts] - 2 * products[:, 1] + mean @ mean).clamp(min=torch.finfo(torch.float32).tiny)
     alike: Tensor = (products[:, 0] - mean @ query) / (squares.sqrt() * query.norm()).clamp(
         min=torch.finfo(torch.float32).tiny

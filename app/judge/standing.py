@@ -52,25 +52,60 @@ class Outcome:
         return touched
 
 
+Looked = tuple[Tensor, int]
+"""The rows on which a patch fires, ascending, and among how many, the first, it was looked for them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ahead:
+    """What is known of patches behind the last layer that come one after the other, and of rows that come with them.
+
+    fired: by patch the rows on which it fires, ascending, of those that are there and of those that come. start: the
+    number of the first row that comes. said: at those rows, each as soon as the patch that it comes with is live.
+    """
+
+    fired: Mapping[int, Tensor]
+    start: int
+    said: Said
+
+    @property
+    def end(self) -> int:
+        """The number behind that of the last row that comes."""
+        return self.start + len(self.said.answers)
+
+    def looked(self, patch: int, count: int) -> Looked | None:
+        """Where a patch fires while there are so many rows, if that is known."""
+        if patch not in self.fired:
+            return None
+        rows, end = self.fired[patch], min(count, self.end)
+        return rows[rows < end], end
+
+    def tell(self, outcome: Outcome, coming: Tensor) -> Tensor:
+        """Note in an outcome what is known of rows that come with it: (k,) int64. Returns the others of them."""
+        known = (coming >= self.start) & (coming < self.end)
+        rows = coming[known]
+        outcome.answers[rows] = self.said.answers[rows - self.start]
+        outcome.scores[rows] = self.said.scores[rows - self.start]
+        return coming[~known]
+
+
 @dataclass(frozen=True, slots=True)
 class Stood:
     """How texts stood, and on which rows each patch fired."""
 
     now: Outcome
-    fired: Mapping[int, Tensor]
+    fired: Mapping[int, Looked]
 
 
 class Standing:
     """Texts, and how they stand under the live revision. Belongs to the thread of the device."""
 
     def __init__(self, texts: Texts, model: Model, *, fixed: Said | None = None) -> None:
-        """fixed: what the unedited model says to the texts, if no text will come, so that this is known, and what each
-        patch fires on is worth keeping.
-        """
+        """fixed: what the unedited model says to the texts, if no text will come, so that this is known."""
         self.texts = texts
         self._model = model
-        self._fixed = fixed is not None
-        self._fired: dict[int, Tensor] = {}
+        self.ahead: Ahead | None = None
+        self._fired: dict[int, Looked] = {}
         """Of patches behind the last layer the rows on which they fire, as the rows stand now."""
         self._moved: Columns | None = None
         """Queries and residuals as they stand now; none as long as no text has found an entry."""
@@ -96,21 +131,27 @@ class Standing:
         queries[other], residuals[other] = moved.queries, moved.residuals
         return Rows(queries, residuals, picked.labels)
 
+    @property
+    def moved(self) -> bool:
+        """Whether a text has ever found an entry, so that rows may change."""
+        return self._moved is not None
+
     def all_rows(self) -> Rows:
         """All rows as they stand now; not a copy."""
         return self._standing(self.now.shown)
 
     def stand(self, view: View, shown: Shown) -> Generator[None, None, None]:
         """Make `now` what it is under a view, with the texts that have come since: those that are shown."""
-        self.adopt((yield from self._under(view, shown)))
+        if shown.count != self.now.shown.count or not torch.equal(view.alive, self.now.alive):
+            self.adopt((yield from self._under(view, shown)))
 
     def adopt(self, outcome: Outcome) -> None:
         """Make `now` this, which was computed from it."""
         if len(outcome.moved):
             self._fired.clear()
             self._move(outcome)
-        if self._fixed:
-            self._fired.update(outcome.fired)
+        count = len(outcome.shown.rows)
+        self._fired.update((patch, (rows, count)) for patch, rows in outcome.fired.items())
         self.now = replace(outcome, moved=outcome.moved[:0], moved_rows=outcome.moved_rows[:0], fired={})
 
     def mark(self) -> Stood:
@@ -120,6 +161,19 @@ class Standing:
     def back_to(self, stood: Stood) -> None:
         """Let the texts stand as they did; none may have been moved by an entry of an inner layer since."""
         self.now, self._fired = stood.now, dict(stood.fired)
+
+    def foresee(
+        self, overlay: Composition, patches: Sequence[int], coming: Rows, said: Said
+    ) -> Generator[None, None, None]:
+        """Look at once for where patches fire that come one after the other, each with some of the rows `coming`.
+
+        said: at these, each as soon as its patch is live. Holds until `ahead` is taken back.
+        """
+        rows = self._standing(self.now.shown)
+        here = yield from _by_patch(overlay, patches, rows)
+        there = yield from _by_patch(overlay, patches, coming)
+        fired = {patch: torch.cat([here[patch], there[patch] + len(rows)]) for patch in patches}
+        self.ahead = Ahead(fired, len(rows), said)
 
     def under(self, view: View) -> Generator[None, None, Outcome]:
         """How the texts would stand under a view whose overlay has grown from that of the present one."""
@@ -139,7 +193,9 @@ class Standing:
         answers = torch.cat([self.now.answers, shown.rows.labels[len(self.now.answers) :]])
         scores = torch.cat([self.now.scores, torch.zeros_like(answers[len(self.now.scores) :]).float()])
         outcome = Outcome(view.alive, shown, entered, answers, scores, moved, moved_rows, fired)
-        which = torch.cat([moved, shown.rows_of(fresh), *fired.values()]).unique()
+        coming = shown.rows_of(fresh)
+        untold = coming if self.ahead is None else self.ahead.tell(outcome, coming)
+        which = torch.cat([moved, untold, *fired.values()]).unique()
         yield from self._answer(outcome, which, view)
         return outcome
 
@@ -178,9 +234,13 @@ class Standing:
         self, overlay: Composition, patches: Sequence[int], shown: Shown, moved: Tensor, moved_rows: Rows
     ) -> Generator[None, None, dict[int, Tensor]]:
         """On which rows each of these patches fires, as the rows would stand."""
-        unknown = [number for number in patches if number not in self._fired]
-        fired = {number: self._fired[number] for number in patches if number in self._fired}
-        fired |= yield from _by_patch(overlay, unknown, self._standing(shown))
+        rows = self._standing(shown)
+        looked = {number: self._looked(number, len(rows)) or (moved[:0], 0) for number in patches}
+        behind = [number for number, (_, count) in looked.items() if count < len(rows)]
+        start = min((looked[number][1] for number in behind), default=0)
+        fired = {number: there for number, (there, _) in looked.items()}
+        for number, later in (yield from _by_patch(overlay, behind, rows[start:])).items():
+            fired[number] = torch.cat([fired[number][fired[number] < start], later + start])
         if not len(moved):
             return fired
         again = yield from _by_patch(overlay, patches, moved_rows)
@@ -188,6 +248,11 @@ class Standing:
             number: torch.cat([rows[~torch.isin(rows, moved)], moved[again[number]]]).unique()
             for number, rows in fired.items()
         }
+
+    def _looked(self, patch: int, count: int) -> Looked | None:
+        if patch in self._fired or self.ahead is None:
+            return self._fired.get(patch)
+        return self.ahead.looked(patch, count)
 
     def _answer(self, outcome: Outcome, which: Tensor, view: View) -> Generator[None, None, None]:
         """Set the answers and the scores of some rows right."""

@@ -38,6 +38,7 @@ class Watch:
         self._edited: list[tuple[int, int]] = []  # shelved edits, and inputs equal to theirs
         self._noted = 0  # shelved edits that were looked through for such
         self._near = guard.near_boundary
+        self._seen: Watched | None = None
         self.rights = (~known.wrong)[shown.owners]
         """(rows,) bool: of the texts that the unedited model gets right."""
 
@@ -64,8 +65,11 @@ class Watch:
         return int(touched.sum()) / max(int(counted.sum()), 1)
 
     def watched(self, outcome: Outcome, counted: Tensor) -> Watched:
-        """What is seen under an outcome, of the inputs `counted`."""
-        return Watched(self.guard, self._model, outcome, counted, self._near)
+        """What is seen under an outcome, of the inputs `counted`: what was seen last, if nothing of it is otherwise."""
+        seen = Watched(self.guard, self._model, outcome, counted, self._near)
+        if self._seen is None or not self._seen.same(seen):
+            self._seen = seen
+        return self._seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +81,11 @@ class Watched:
     outcome: Outcome
     counted: Tensor
     near: Tensor
+
+    def same(self, other: Watched) -> bool:
+        """Whether the same is seen of the same guard."""
+        mine, others = ((each.outcome.answers, each.outcome.scores, each.counted) for each in (self, other))
+        return all(map(torch.equal, mine, others))
 
     @cached_property
     def changed(self) -> Tensor:
@@ -120,9 +129,10 @@ class Watched:
                 "changed": int(moved.sum()),
                 "failures": [self._failure(text) for text in moved.nonzero().flatten().tolist()[:LISTED]],
             },
-            "consistency": asdict(self.consistency()),
+            "consistency": asdict(self.consistency),
         }
 
+    @cached_property
     def consistency(self) -> Consistency:
         """How alike the model is to the unedited one, input by input (Zhang et al. 2021).
 

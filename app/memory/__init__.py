@@ -2,7 +2,7 @@
 
 from app.memory.known import Known, KnownInput, learn, nothing_known, parse, read_inputs
 from app.memory.memory import Guard, Memory, Shelf, Shelved, Shelving
-from app.memory.saying import CHUNK, Said, said
+from app.memory.saying import CHUNK, Said, said, said_by
 from app.memory.texts import Shown, Texts
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "parse",
     "read_inputs",
     "said",
+    "said_by",
 ]

@@ -117,6 +117,8 @@ class _Numbers:
     def of(self, edit_ids: tuple[str, ...]) -> Tensor:
         """(patches,) int64, on the CPU. edit_ids: of the patches, all of edits on the shelf."""
         known, numbers = self._known
+        if edit_ids is known:
+            return numbers
         if edit_ids[: len(known)] != known:
             known, numbers = (), numbers[:0]
         if fresh := edit_ids[len(known) :]:

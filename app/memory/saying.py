@@ -27,7 +27,12 @@ class Said:
 @torch.no_grad()
 def said(residuals: Tensor, labels: Tensor, readout: Readout) -> Said:
     """What the head says: (n, hidden), (n,) int64."""
-    logits = readout(residuals)
+    return said_by(readout(residuals), labels)
+
+
+@torch.no_grad()
+def said_by(logits: Tensor, labels: Tensor) -> Said:
+    """What these logits say: (n, labels), (n,) int64."""
     likely = logits.float().log_softmax(-1)
     first, second = likely.topk(2).values.exp().unbind(-1)
     return Said(logits.argmax(-1), likely.gather(-1, labels.unsqueeze(-1)).squeeze(-1), first - second)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, case, select
+from sqlalchemy import Connection, Row, Select, and_, bindparam, case, select
 
 from app.errors import NotFound, Unprocessable
 from app.store import history
@@ -33,6 +33,9 @@ RECORDS = (
     .outerjoin(blobs, blobs.c.sha256 == patches.c.sha256)
     .outerjoin(hits, hits.c.edit_id == edits.c.id)
 )
+
+
+_ONE = RECORDS.where(edits.c.model_id == bindparam("model_id"), edits.c.id == bindparam("edit_id"))
 
 
 class Archive(Scope):
@@ -126,7 +129,7 @@ def rows_of(connection: Connection, model: Model, wanted: Select[Any], edit_ids:
 
 def read(connection: Connection, model: Model, edit_id: str) -> EditRecord:
     """The edit with its history, inside a transaction. Raises NotFound."""
-    row = connection.execute(RECORDS.where(edits.c.model_id == model.id, edits.c.id == edit_id)).one_or_none()
+    row = connection.execute(_ONE, {"model_id": model.id, "edit_id": edit_id}).one_or_none()
     if row is None:
         raise NotFound(f"There is no edit {edit_id}.")
     return replace(_record(row), history=history.of_edit(connection, model, edit_id, after=0))

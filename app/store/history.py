@@ -69,6 +69,17 @@ _LAST = (
 )
 
 
+_OF_EDIT = (
+    select(history)
+    .where(
+        history.c.model_id == bindparam("model_id"),
+        history.c.edit_id == bindparam("edit_id"),
+        history.c.seq > bindparam("after"),
+    )
+    .order_by(history.c.seq)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Happening:
     """One event, before it is written: it may befall several edits at once."""
@@ -153,11 +164,7 @@ def link(previous: str, row: Mapping[str, Any]) -> str:
 
 def of_edit(connection: Connection, model: Model, edit_id: str, *, after: int) -> tuple[HistoryRow, ...]:
     """The edit's rows with seq > `after`, oldest first."""
-    rows = connection.execute(
-        select(history)
-        .where(history.c.model_id == model.id, history.c.edit_id == edit_id, history.c.seq > after)
-        .order_by(history.c.seq)
-    )
+    rows = connection.execute(_OF_EDIT, {"model_id": model.id, "edit_id": edit_id, "after": after})
     return tuple(_record(row) for row in rows)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import starmap
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, union, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, insert, or_, select, update
 
 from app.errors import NotFound
 from app.store.archive import evidence_values
@@ -17,6 +17,28 @@ from app.store.scope import HeadMoved, Model, Scope
 from app.store.tables import activations, blobs, edits, patches, revisions, spans
 
 _LOADED_AT_ONCE = 256  # patches, each of which may be large
+
+_HEAD = select(func.max(revisions.c.number)).where(revisions.c.model_id == bindparam("model_id"))
+_SPANS = select(spans.c.patch, spans.c.since, spans.c.until).where(spans.c.model_id == bindparam("model_id"))
+_OPENED = _SPANS.where(spans.c.since > bindparam("after"))
+_CLOSED = _SPANS.where(spans.c.until > bindparam("after"))
+_PLACED = (
+    select(
+        patches.c.number,
+        patches.c.sha256,
+        patches.c.edit_id,
+        edits.c.supersedes,
+        edits.c.target,
+        edits.c.input_key,
+    )
+    .join(edits, edits.c.id == patches.c.edit_id)
+    .order_by(patches.c.number)
+)
+# Edits named by their ids are sought by these alone: asked for the model too, SQLite would go through all of its
+# patches for many ids.
+_OF_EDITS = _PLACED.where(edits.c.id.in_(bindparam("edit_ids", expanding=True)), patches.c.number == edits.c.patch)
+_LIVE_OF = _OF_EDITS.where(edits.c.status == Status.LIVE)
+_FRESH = _PLACED.where(patches.c.model_id == bindparam("model_id"), patches.c.since > bindparam("after"))
 
 
 class Patches(Scope):
@@ -31,11 +53,15 @@ class Patches(Scope):
     def changes(self, after: int) -> Changes:
         """What happened to the ledger after that revision, as one snapshot; -1 gives all there is."""
         with self._reading() as connection:
-            return Changes(
-                head=head_of(connection, self._model),
-                patches=placed(connection, self._model, patches.c.since > after),
-                spans=self._spans(connection, after),
-            )
+            head = head_of(connection, self._model)
+            if head <= after:
+                return Changes(head, (), ())
+            since = {"model_id": self._model.id, "after": after}
+            fresh = tuple(starmap(LedgerPatch, connection.execute(_FRESH, since)))
+            # Two searches by index rather than one OR, which either database may answer by reading everything.
+            opened, closed = (starmap(Span, connection.execute(each, since)) for each in (_OPENED, _CLOSED))
+            changed = [*opened, *(span for span in closed if span.since <= after)]
+            return Changes(head, fresh, tuple(sorted(changed, key=lambda span: (span.patch, span.since))))
 
     def loaded(self, wanted: Sequence[LedgerPatch]) -> Iterator[LoadedPatch]:
         """These patches, which follow each other in ledger order as in Changes, with their contents, a few at a time.
@@ -117,16 +143,10 @@ class Patches(Scope):
             ).all()
         return {number: (data, read, (text, *rephrases)) for number, data, read, text, rephrases in rows}
 
-    def _spans(self, connection: Connection, after: int) -> tuple[Span, ...]:
-        mine = select(spans.c.patch, spans.c.since, spans.c.until).where(spans.c.model_id == self._model.id)
-        # Two searches by index rather than one OR, which either database may answer by reading everything.
-        changed = union(mine.where(spans.c.since > after), mine.where(spans.c.until > after)).order_by("patch", "since")
-        return tuple(starmap(Span, connection.execute(changed).all()))
-
 
 def head_of(connection: Connection, model: Model) -> int:
     """The number of the model's newest revision."""
-    head: int | None = connection.scalar(select(func.max(revisions.c.number)).where(revisions.c.model_id == model.id))
+    head: int | None = connection.scalar(_HEAD, {"model_id": model.id})
     assert head is not None, "a model has revision 0 from the start"
     return head
 
@@ -147,7 +167,8 @@ def check_head(connection: Connection, model: Model, expected: int) -> None:
 
 def placed(connection: Connection, model: Model, *where: ColumnElement[bool]) -> tuple[LedgerPatch, ...]:
     """The model's patches that fulfil these conditions, in ledger order."""
-    return _placed(connection, patches.c.model_id == model.id, *where)
+    rows = connection.execute(_PLACED.where(patches.c.model_id == model.id, *where))
+    return tuple(starmap(LedgerPatch, rows))
 
 
 def live_in(connection: Connection, model: Model, number: int) -> tuple[LedgerPatch, ...]:
@@ -162,15 +183,15 @@ def live_in(connection: Connection, model: Model, number: int) -> tuple[LedgerPa
 
 def of_edits(connection: Connection, edit_ids: Sequence[str]) -> tuple[LedgerPatch, ...]:
     """The patches with which these edits are, or were last, live, in ledger order."""
-    return _placed(connection, edits.c.id.in_(edit_ids), patches.c.number == edits.c.patch)
+    return tuple(starmap(LedgerPatch, connection.execute(_OF_EDITS, {"edit_ids": edit_ids})))
 
 
 def live_of(connection: Connection, edit_ids: Sequence[str | None]) -> dict[str, LedgerPatch]:
     """The patches of those of these edits that are live, by edit. None stands for no edit."""
     found: dict[str, LedgerPatch] = {}
     for piece in chunks([edit_id for edit_id in edit_ids if edit_id is not None]):
-        live = (edits.c.id.in_(piece), edits.c.status == Status.LIVE, patches.c.number == edits.c.patch)
-        found.update((patch.edit_id, patch) for patch in _placed(connection, *live))
+        live = starmap(LedgerPatch, connection.execute(_LIVE_OF, {"edit_ids": piece}))
+        found.update((patch.edit_id, patch) for patch in live)
     return found
 
 
@@ -226,25 +247,6 @@ def _row(model: Model, patch: LedgerPatch, learned: Learned, since: int) -> dict
         "since": since,
         "evidence": evidence_values(learned.evidence),
     }
-
-
-def _placed(connection: Connection, *where: ColumnElement[bool]) -> tuple[LedgerPatch, ...]:
-    # Edits named by their ids are sought by these alone: asked for the model too, SQLite would go through all of its
-    # patches for many ids.
-    rows = connection.execute(
-        select(
-            patches.c.number,
-            patches.c.sha256,
-            patches.c.edit_id,
-            edits.c.supersedes,
-            edits.c.target,
-            edits.c.input_key,
-        )
-        .join(edits, edits.c.id == patches.c.edit_id)
-        .where(*where)
-        .order_by(patches.c.number)
-    )
-    return tuple(starmap(LedgerPatch, rows.all()))
 
 
 def evidence_with(connection: Connection, model: Model, number: int) -> Json:

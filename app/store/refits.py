@@ -24,16 +24,13 @@ class Refits(Scope):
     def claim_refit(self) -> EditRecord | None:
         """The oldest live edit that waits to be fitted again; it goes on waiting. None if there is none."""
         with self._reading() as connection:
-            edit_id = connection.scalar(
-                select(edits.c.id)
-                .where(
-                    edits.c.model_id == self._model.id,
-                    edits.c.refit_due.is_not(None),
-                    edits.c.status == Status.LIVE,
-                )
+            # SQLite would find the live ones by their status, and look at all of them: those that wait are few.
+            waiting = connection.execute(
+                select(edits.c.id, edits.c.status)
+                .where(edits.c.model_id == self._model.id, edits.c.refit_due.is_not(None))
                 .order_by(edits.c.number)
-                .limit(1)
             )
+            edit_id = next((row.id for row in waiting if row.status == Status.LIVE), None)
             return None if edit_id is None else archive.read(connection, self._model, edit_id)
 
     def refit(self, edit_id: str, learned: Learned, *, expected_head: int) -> RevisionRecord | None:

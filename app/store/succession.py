@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Connection, Row, select
+from sqlalchemy import Column, Connection, Row, bindparam, select
 
 from app.errors import ConflictingEdit, NotFound
 from app.store.archive import rows_of
@@ -21,10 +21,12 @@ from app.store.records import Draft, Status
 from app.store.scope import Model
 from app.store.tables import edits
 
+_ONE = select(edits).where(edits.c.id == bindparam("edit_id"), edits.c.model_id == bindparam("model_id"))
+
 
 def edit_row(connection: Connection, model: Model, edit_id: str) -> Row[Any]:
     """The model's edit of that id. Raises NotFound."""
-    row = connection.execute(select(edits).where(edits.c.id == edit_id, edits.c.model_id == model.id)).one_or_none()
+    row = connection.execute(_ONE, {"edit_id": edit_id, "model_id": model.id}).one_or_none()
     if row is None:
         raise NotFound(f"There is no edit {edit_id}.")
     return row

@@ -383,6 +383,22 @@ def test_an_edit_whose_revision_moves_on_while_it_is_worked_on_still_ends(caller
     assert [row["event"] for row in edit["history"]].count("judging") == 1
 
 
+@pytest.mark.parametrize(("if_match", "status"), [(None, 200), ('"r3"', 200), ('"r2"', 412)])
+def test_a_revert_builds_on_what_another_process_has_written_just_before(
+    caller: Caller, if_match: str | None, status: int
+) -> None:
+    gone, other = caller.edit(sentence(1)), caller.edit(sentence(5))
+    ledger = caller.client.app.state.service.parts.ledger  # type: ignore[attr-defined]
+    ledger.revert(other["id"], actor="x", reason="", verdict={}, expected_head=2)
+    headers = {} if if_match is None else {"If-Match": if_match}
+    answer = caller.client.delete(f"/edits/{gone['id']}", headers=headers)
+    assert answer.status_code == status
+    if status == 200:
+        assert (answer.json()["reverted_revision"], answer.headers["X-Model-Revision"]) == (4, "4")
+        assert [gate["name"] for gate in answer.json()["verdict"]["gates"]][1] == "other_edits_hold"
+        assert caller.label(sentence(5)) != other["target"]
+
+
 def test_of_conflicting_reports_at_once_one_goes_live_and_the_others_name_it(caller: Caller) -> None:
     wanted = [label for label in LABELS if label != caller.label(sentence(1))]
     with ThreadPoolExecutor(len(wanted)) as pool:

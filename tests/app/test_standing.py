@@ -222,8 +222,9 @@ class History:
         """What is alive, and whose it is, with one more edit."""
         return torch.cat([live.alive, torch.tensor([True])]), (*live.edit_ids, f"edit {len(self.entries)}")
 
-    def turn(self) -> None:
-        """Some edits are reverted, or come back, in one revision."""
+    def turn(self, *, judged: bool | None = None) -> None:
+        """Some edits are reverted, or come back, in one revision, as likely as not after a verdict on that."""
+        before = self.live
         self.revision += 1
         for number in self.random.sample(range(len(self.entries)), self.random.choice([1, 1, 2])):
             entry = self.entries[number]
@@ -232,6 +233,8 @@ class History:
                 [*entry.spans[:-1], (since, self.revision)] if until is None else [*entry.spans, (self.revision, None)]
             )
             self.entries[number] = Entry(entry.edit_id, None, entry.input_key, entry.target, tuple(spans))
+        if judged if judged is not None else self.random.random() < 0.5:
+            ended(self.judge.of_alive(before, self.live.alive, exempt=Exemption(), required=LENIENT))
 
     def step(self) -> None:
         if len(self.entries) < 3 or self.random.random() < 0.5:
@@ -302,7 +305,7 @@ def test_only_texts_that_find_another_entry_than_before_are_run_again(model: Mod
     for _ in range(12):
         ended(history.judge._stand(history.live))
         before = guard.now.entered
-        history.turn()
+        history.turn(judged=False)
         Noting.run_again.clear()
         ended(history.judge._stand(history.live))
         finds_another = (guard.now.entered != before) & (guard.now.entered != NOTHING)
@@ -335,6 +338,26 @@ def test_what_was_judged_is_not_adopted_when_texts_have_come_since(model: Model)
         assert history.report(lives=True)
         ended(history.judge._stand(live))  # of the revision before, with the texts of the edit that has gone live
         history.check()
+
+
+def test_how_all_stands_after_a_removal_is_known_from_its_verdict(model: Model) -> None:
+    history = History(model, seed=4)
+    for _ in range(12):
+        history.step()
+    for _ in range(6):
+        history.turn(judged=True)
+        assert history.judge._judged_last is not None
+        _, *judged = history.judge._judged_last
+        ended(history.judge._stand(history.live))
+        for (standing, _), outcome in zip(history.kept(), judged, strict=True):
+            assert standing.now.answers is outcome.answers
+        history.check()
+
+
+def test_where_nothing_was_ever_live_a_removal_changes_nothing(model: Model) -> None:
+    history = History(model, seed=0)
+    judged = ended(history.judge.of_alive(history.live, history.live.alive, exempt=Exemption(), required=LENIENT))
+    assert (judged.verdict.passed, judged.broken) == (True, ())
 
 
 def test_a_revision_that_another_one_has_followed_is_not_judged(model: Model) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app.errors import Unavailable
 from app.follower import Follower
@@ -18,6 +19,7 @@ from editors.codebook import Grace
 from editors.errors import FitFailed
 from editors.neuron import TransformerPatcher
 from tests.app.conftest import Caller, sentence, settings_in, started
+from tests.journeys.processes import eventually
 
 
 @pytest.mark.parametrize("method", ["judging", "commit", "requeue_abandoned", "claim"])
@@ -146,3 +148,13 @@ def test_a_patch_that_makes_answers_of_no_finite_number_is_rejected_and_names_th
         assert failed(record)["finite"] == [TEXT, SAME]
         assert (record["after"], record["before"]["prediction"]["label"]) == (None, before[0]["label"])
         assert caller.predict(TEXT, SAME, sentence(60)) == before
+
+
+def test_the_judge_looks_at_an_edit_before_anybody_reports_the_next_one(settings: Settings) -> None:
+    with started(settings) as client:
+        parts = client.app.state.service.parts  # type: ignore[attr-defined]
+        edits = parts.editing._shop.judge._edits
+        for number in (1, 2):
+            Caller(client).edit(sentence(number))
+            eventually(lambda count=number: len(edits.now.answers) == count)
+            assert torch.equal(edits.now.alive, parts.engine.live.alive)
