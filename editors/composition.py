@@ -99,7 +99,8 @@ class Composition:
         firings = []
         for part in self._added():
             residuals, firing = part.overlay.apply(queries, residuals, _columns(alive, part.numbers), view)
-            firings.append(replace(firing, patches=part.numbers[firing.patches]))
+            if len(firing.rows):
+                firings.append(replace(firing, patches=part.numbers[firing.patches]))
         return residuals, _joined(firings, self.device)
 
     def looks(self, alive: Tensor, view: Tensor) -> list[Look]:

@@ -137,10 +137,10 @@ class Join:
         """What makes logits of what the norm gives, if modules one after the other do; saves the model's detours."""
         head = nn.Sequential(*modules_after(model, inputs, self.site.joins))
         try:
-            alone = _of_one_token(head(self._norm(residuals.unsqueeze(1))))
+            alone = _of_one_token(head(self._norm(enough(residuals).unsqueeze(1))))
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
             return None  # one of them takes more than what the one before it gives
-        return head if isinstance(alone, Tensor) and torch.equal(alone, logits) else None
+        return head if isinstance(alone, Tensor) and torch.equal(alone[: len(logits)], logits) else None
 
     def _everywhere(self, inputs: Mapping[str, Tensor]) -> Pass:
         """All positions that the head reads."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -58,17 +58,17 @@ class View:
     overlay: Composition
     alive: Tensor  # (patches,) bool, on the CPU
     edit_ids: Sequence[str]  # (patches,)
+    bare: bool = field(init=False)
+    """Whether it sees none: the unedited model."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bare", not bool(self.alive.any()))
 
     def add(self, queries: Tensor, residuals: Tensor) -> Tensor:
         """Residuals with what these patches add behind the last layer, as one view for all rows: (n, hidden) each."""
         alive = self.alive.unsqueeze(0).to(queries.device)
         rows = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
         return self.overlay.apply(queries, residuals, alive, rows)[0]
-
-    @property
-    def bare(self) -> bool:
-        """Whether it sees none: the unedited model."""
-        return not bool(self.alive.any())
 
 
 class Spans:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -48,14 +48,13 @@ class Packed:
     def of(cls, ids: Sequence[Tensor], *, first_position: int, device: torch.device) -> Packed:
         """ids: of each text, (its tokens,) int64. first_position: the number of a text's first position."""
         lengths = tuple(len(each) for each in ids)
-        positions = torch.cat([torch.arange(first_position, first_position + length) for length in lengths])
-        inputs = {"input_ids": torch.cat(list(ids)), "position_ids": positions}
-        return cls({name: column.unsqueeze(0).to(device) for name, column in inputs.items()}, lengths, _alike(lengths))
+        positions = [position for length in lengths for position in range(first_position, first_position + length)]
+        inputs = {"input_ids": torch.cat(list(ids)).unsqueeze(0), "position_ids": torch.tensor([positions])}
+        return cls({name: column.to(device) for name, column in inputs.items()}, lengths, _alike(lengths))
 
-    def starts(self) -> Tensor:
-        """Where each text begins: (texts,) int64."""
-        lengths = torch.tensor(self.lengths)
-        return lengths.cumsum(0) - lengths
+    def bounds(self) -> list[int]:
+        """Where each text begins, and where the last one ends."""
+        return [0, *accumulate(self.lengths)]
 
     def given(self) -> Tensor:
         """The mask of the same texts padded on the right: (texts, longest) bool."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.model.packing import Packed, packed, packing
 from editors.errors import UnsupportedModel
-from editors.join import Ended, Join, Pass, Transform, enough
+from editors.join import ENOUGH_ROWS, Ended, Join, Pass, Transform
 from editors.site import kind
 from editors.visit import Visit
 
@@ -76,10 +76,10 @@ class Unpadded:
         return self._join.readout(residuals.to(call.residuals.dtype)), call
 
     def _pass(self, texts: Packed, visit: Visit | None) -> Pass:
-        columns = texts.starts()
-        if self._join.site.position == "last":
-            columns = columns + torch.tensor(texts.lengths) - 1
-        columns = enough(columns).to(self._join.device)
+        bounds = texts.bounds()
+        read = bounds[:-1] if self._join.site.position == "first" else [end - 1 for end in bounds[1:]]
+        read += read[-1:] * (ENOUGH_ROWS - len(read))
+        columns = torch.tensor(read, device=self._join.device)
         narrow = self._narrow
         if visit is not None:
             visit.packed = True

@@ -86,7 +86,7 @@ class Served:
 
     def predict(self, asks: Sequence[Ask], *, edits: bool = True) -> list[int]:
         """The likeliest label of each text, with the edits or without: what the device thread does to a batch."""
-        return [int(output.raw.argmax()) for _, output in self.run(asks, edits=edits)[0]]
+        return [output.likeliest[1][0] for _, output in self.run(asks, edits=edits)[0] if output.likeliest is not None]
 
     def fired(self, asks: Sequence[Ask]) -> list[bool]:
         """Whether any edit takes part in the answer to each text."""

@@ -98,6 +98,11 @@ def test_keys_of_inner_layers_are_those_of_padded_texts(tmp_path: Path, family: 
         torch.testing.assert_close(found[name], keys, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", UNPADDED[:2])
+def test_norm_and_head_are_run_without_the_model_around_them(tmp_path: Path, family: str) -> None:
+    assert opened(tmp_path, family)._join._head is not None
+
+
 class Overwriting:
     """Puts a value over what a layer gives to some of the texts, at one of the reaches that values have."""
 
