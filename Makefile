@@ -29,10 +29,10 @@ serve: .venv/.serve
 	@OMP_WAIT_POLICY=passive exec $(BIN)/errata serve $(if $(PORT),--port '$(PORT)') $(if $(MODEL),--model '$(MODEL)') \
 		$(if $(DATABASE),--database '$(DATABASE)')
 
-# One thread a process: torch with two threads slows down tenfold when anything else uses a core. Two processes share the
-# files of tests.
+# One thread a process: torch with two threads slows down tenfold when anything else uses a core. Three processes share the
+# files of tests: many of these wait for what they started.
 test: .venv/.test
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.check
 	$(BIN)/ruff check .
