@@ -105,8 +105,6 @@ def test_reports_to_several_processes_are_worked_on_once_each(anywhere: Settings
     ("arguments", "sentence"),
     [
         (["--model", "{folder}/masked"], "an architecture for classification or seq2seq or causal"),
-        (["--model", "{folder}/nowhere"], "nowhere"),
-        (["--database", "mysql://somewhere"], "mysql"),
         (["--database", "sqlite:////proc/none/errata.db"], "/proc/none"),
     ],
 )
