@@ -18,6 +18,12 @@ def keep() -> None:
     gc.freeze()
 
 
+def settle() -> None:
+    """Keep what has come since, but for what nobody can reach any more."""
+    gc.collect()
+    keep()
+
+
 def give_back() -> None:
     """Give back what is free, where the C library can: a few milliseconds. Other C libraries do so by themselves."""
     with suppress(OSError, AttributeError):

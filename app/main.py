@@ -141,7 +141,7 @@ def serve(settings: Settings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_ready=heap.keep, on_failure=stop)
+    app = create_app(settings, on_ready=heap.settle, on_failure=stop)
     server = _Server(
         app.state.service,
         uvicorn.Config(

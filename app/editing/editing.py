@@ -354,8 +354,10 @@ class Editing:
             )
             return self._shop.ledger.edit(record.id)
 
-        reverted = await asyncio.to_thread(write)
-        await self._shop.follower.catch_up()
+        try:
+            reverted = await asyncio.to_thread(write)
+        finally:  # also where it is done and could not be read
+            await self._shop.follower.catch_up()
         if broken and self._refits:
             self._worker.wake()
         return reverted

@@ -27,7 +27,7 @@ from app.judge import Coming, Mark
 from app.memory import Shelving, said_by
 from app.model import Answered, Output
 from app.observe import Metrics
-from app.store import EditRecord, Evidence, RevisionRecord, Status
+from app.store import EditRecord, Evidence, HeadMoved, RevisionRecord, Status
 from editors.composition import Composition
 from editors.types import Fitted, FittingTogether, Patch, Problem, Rows, Step
 
@@ -121,6 +121,8 @@ class Several:
         Raises HeadMoved if something else changed the revision meanwhile.
         """
         captured = await self._capture(records)
+        if captured.live.overlay.visited(captured.live.alive):  # since they were chosen
+            raise HeadMoved(f"At revision {captured.live.revision} there is an entry at an inner layer.")
         needed, ended = await self._sifted(captured)
         if not needed:
             return ended
@@ -230,15 +232,18 @@ class Several:
     def _judge(self, live: Live, fitted: Sequence[_Fitted], seconds: float) -> Generator[None, None, _Judged]:
         """One after the other, each as if those before it that passed were live."""
         mark = yield from self._shop.judge.mark(live)
-        passed, needless, place = list[tuple[Attempt, Candidate]](), list[Attempt](), 0
+        passed, needless = list[tuple[Attempt, Candidate]](), list[Attempt]()
+        place, ahead_at_most = 0, AHEAD
         try:
             while place < len(fitted):
-                some = _first(fitted[place:])
+                some = _first(fitted[place:], ahead_at_most)
                 started = time.monotonic()
                 foreseen = yield from self._foresee(live, some)
                 ahead = (time.monotonic() - started) / len(some)
                 run = yield from self._judge_first(live, foreseen, seconds, ahead)
                 live, place = run.live, place + run.edits
+                # where one after the other does not pass, little of what is foreseen comes true
+                ahead_at_most = AHEAD if run.edits == len(some) else max(1, ahead_at_most // 2)
                 passed += run.passed
                 needless += run.needless
         except BaseException:  # also when nobody wants the verdicts any more
@@ -385,7 +390,7 @@ class Several:
                 self._metrics.edit_seconds.labels(stage).observe(seconds)
 
 
-def _first(fitted: Sequence[_Fitted]) -> list[_Fitted]:
-    """The first edits with no more than AHEAD rows together; one at least."""
+def _first(fitted: Sequence[_Fitted], rows: int) -> list[_Fitted]:
+    """The first edits with no more than so many rows together; one at least."""
     ends = accumulate(len(each.attempt.reading.rows) for each in fitted)
-    return [each for number, (each, end) in enumerate(zip(fitted, ends, strict=True)) if end <= AHEAD or not number]
+    return [each for number, (each, end) in enumerate(zip(fitted, ends, strict=True)) if end <= rows or not number]

@@ -245,7 +245,10 @@ class Judge:
         shelved = yield from self._stand(live)
         flags = shelved.flags_of(live.edit_ids, alive)
         rows = self._edits.all_rows()
-        if bool(flags.all()):
+        every = bool(flags.all())
+        if every or self._edits.moved:
+            self._chosen = Chosen()  # what it has copied is not asked for again
+        if every:
             return rows
         chosen = flags[shelved.owners]
         return rows[chosen] if self._edits.moved else self._chosen.of(rows, chosen)

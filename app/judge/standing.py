@@ -239,8 +239,12 @@ class Standing:
         behind = [number for number, (_, count) in looked.items() if count < len(rows)]
         start = min((looked[number][1] for number in behind), default=0)
         fired = {number: there for number, (there, _) in looked.items()}
-        for number, later in (yield from _by_patch(overlay, behind, rows[start:])).items():
-            fired[number] = torch.cat([fired[number][fired[number] < start], later + start])
+        later = yield from _by_patch(overlay, behind, rows[start:])
+        if not start:  # of thousands of patches, after a start, there is nothing to put together
+            fired |= later
+        else:
+            for number, found in later.items():
+                fired[number] = torch.cat([fired[number][fired[number] < start], found + start])
         if not len(moved):
             return fired
         again = yield from _by_patch(overlay, patches, moved_rows)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.errors import UnknownLabel
+from app.errors import UnknownLabel, Unprocessable
 from app.model.answers import Answered, Ask, Decoding, Encoding, Finished, Likeliest, Output, Prediction, Read
 from app.model.fingerprint import fingerprint
 from app.model.keys import Keys
@@ -92,7 +92,11 @@ class Classifier:
             ) from None
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        return token_ids(self._tokenizer, texts, limit=self.max_tokens, model=self.name)
+        encodings = token_ids(self._tokenizer, texts, limit=self.max_tokens, model=self.name)
+        for index, encoding in enumerate(encodings):
+            if not len(encoding):
+                raise Unprocessable(f"Input {index} has no tokens: there is nothing to classify.")
+        return encodings
 
     def target(self, text: str) -> str:
         self.label_index(text)
@@ -149,14 +153,16 @@ class Classifier:
     def _without_padding(self, encodings: Sequence[Encoding]) -> Unpadded | None:
         """How texts share a pass without padding; None where padding costs less, or nothing else is possible.
 
-        A GPU waits for its launches rather than for its products, and attention text by text has more of these.
+        A GPU waits for its launches rather than for its products, and attention text by text has more of these. In
+        half precision the two differ by too much to prove one by the other.
         """
         if self.device.type != "cpu" or self.dtype != "float32":
             return None
-        logits, _ = self._padded(encodings, None)
         ids = [each.input_ids for each in encodings]
         try:
-            return Unpadded.open(self._join, ids, logits, first_positions(self._model))
+            return Unpadded.open(
+                self._join, ids, lambda: self._padded(encodings, None)[0], first_positions(self._model)
+            )
         except UnsupportedModel:
             return None
 

@@ -1,8 +1,8 @@
 """Texts of different lengths in one forward pass that computes no padding.
 
 The texts stand one behind the other as one row of tokens. Embeddings, projections, norms and feed-forward layers work
-on each token by itself; attention alone mixes tokens, and it is computed text by text. What a text is answered does
-then not depend on how long its neighbours are.
+on each token by itself; attention alone mixes tokens, and it is computed text by text, so that a text is computed alike
+however long its neighbours are.
 
 Attention is reached by the door that transformers has for that, `AttentionInterface`. Whether a model can be run so is
 proved on it when it is opened: what it gives must be what it gives for the same texts padded.

@@ -34,13 +34,18 @@ class Unpadded:
 
     @classmethod
     @torch.no_grad()
-    def open(cls, join: Join, ids: Sequence[Tensor], logits: Tensor, first_positions: Sequence[int]) -> Unpadded:
-        """The first way of running the model so that gives these logits of these texts.
+    def open(
+        cls, join: Join, ids: Sequence[Tensor], padded: Callable[[], Tensor], first_positions: Sequence[int]
+    ) -> Unpadded:
+        """The first way of running the model so that gives the logits of texts that it gives for them padded.
 
-        ids: of texts of different lengths. logits: (texts, labels), of the same texts padded. first_positions: numbers
-        that a text's first position may have. Raises UnsupportedModel, and leaves the model as it was.
+        ids: of texts of different lengths. padded: (texts, labels), runs them padded. first_positions: numbers that a
+        text's first position may have. Raises UnsupportedModel, and leaves the model as it was.
         """
+        logits = padded()
         with packing(join.model):
+            if not torch.equal(padded(), logits):
+                raise UnsupportedModel(f"{kind(join.model)} is another one when its attention is exchanged.")
             for first_position, narrow in product(first_positions, (join.last is not None, False)):
                 way = cls(join, first_position=first_position, narrow=narrow)
                 if way._gives(logits, ids):

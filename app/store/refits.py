@@ -29,7 +29,7 @@ class Refits(Scope):
                 select(edits.c.id, edits.c.status)
                 .where(edits.c.model_id == self._model.id, edits.c.refit_due.is_not(None))
                 .order_by(edits.c.number)
-            )
+            ).all()
             edit_id = next((row.id for row in waiting if row.status == Status.LIVE), None)
             return None if edit_id is None else archive.read(connection, self._model, edit_id)
 

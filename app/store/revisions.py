@@ -92,6 +92,8 @@ class Revisions(Scope):
         """
         with self._writing() as connection:
             edit = edit_row(connection, self._model, edit_id)
+            if edit.status == Status.REVERTED:  # by somebody else meanwhile, and the head tells so
+                patches.check_head(connection, self._model, expected_head)
             if edit.status != Status.LIVE:
                 raise NotLive(_not_live(connection, edit))
             patches.check_head(connection, self._model, expected_head)

@@ -38,7 +38,9 @@ class Sums:
             begun = max((each for each in self._kept if changes[: len(each)] == each), key=len, default=changes[:1])
             summed = self._kept.get(begun, begun[0])
             if len(begun) < len(changes):
-                summed = summed.plus(changes[len(begun) :])
+                # It is kept, and values may be fitted through it: nothing that inference_mode makes bears that.
+                with torch.inference_mode(False), torch.no_grad():
+                    summed = summed.plus(changes[len(begun) :])
             self._kept.pop(changes, None)
             self._kept[changes] = summed  # the last of them now
             for oldest in list(self._kept)[:-SUMS]:

@@ -384,6 +384,20 @@ def test_an_edit_whose_revision_moves_on_while_it_is_worked_on_still_ends(caller
 
 
 @pytest.mark.parametrize(("if_match", "status"), [(None, 200), ('"r3"', 200), ('"r2"', 412)])
+def test_two_deletes_at_once_answer_the_same(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, edit = Ledger.revert, caller.edit(sentence(1))
+
+    def just_before_this_one(ledger: Ledger, edit_id: str, **how: Any) -> Any:
+        real(ledger, edit_id, **how)
+        return real(ledger, edit_id, **how)
+
+    monkeypatch.setattr(Ledger, "revert", just_before_this_one)
+    answered = caller.client.delete(f"/edits/{edit['id']}")
+    assert answered.status_code == 200, answered.text
+    assert answered.json()["reverted_revision"] == 2
+    assert caller.client.get("/model").json()["revision"] == 2
+
+
 def test_a_revert_builds_on_what_another_process_has_written_just_before(
     caller: Caller, if_match: str | None, status: int
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from app.editing.several import Several
 from app.errors import Unavailable
 from app.judge import Judge
 from app.settings import Settings
@@ -257,3 +258,16 @@ def test_a_revert_after_an_import_is_exact(remembering: Settings) -> None:
         now = caller.predict(*(line["input"] for line in lines))
         assert [each["scores"] for each in now] == [each["scores"] for each in bare]
         assert not torch.any(client.app.state.service.parts.engine.live.alive)  # type: ignore[attr-defined]
+
+
+def test_an_entry_that_came_after_edits_were_chosen_has_each_worked_on_by_itself(
+    remembering: Settings, together: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with started(remembering) as client:
+        caller = Caller(client)
+        lines = bodies(caller, 4)
+        assert caller.edit(sentence(90), editor="grace")["status"] == "live"
+        monkeypatch.setattr(Several, "_simple", lambda several, record: True)
+        assert statuses(imported(client, lines)) == ["live"] * 4
+        assert together == []
+        stands_as_the_whole_model(client)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.model import Ask, Classifier, load
+from app.errors import Unprocessable
+from app.model import Ask, Classifier, Encoding, load
 from app.model.unpadded import Unpadded
 from editors.layers import LayerSite
 from editors.visit import Found, Look, Places, Visit
@@ -79,10 +80,10 @@ def test_positions_that_are_counted_otherwise_are_found_out(tmp_path: Path) -> N
     model._model.set_attn_implementation("sdpa")
     padded, _ = padding(model)._forward(asked, None)
     ids = [each.input_ids for each in asked]
-    assert Unpadded.open(model._join, ids, padded, [0, 1]).run(ids)[0].allclose(padded, atol=1e-5)
+    assert Unpadded.open(model._join, ids, lambda: padded, [0, 1]).run(ids)[0].allclose(padded, atol=1e-5)
     model._model.set_attn_implementation("sdpa")
     with pytest.raises(Exception, match="other logits"):
-        Unpadded.open(model._join, ids, padded, [0])
+        Unpadded.open(model._join, ids, lambda: padded, [0])
     assert model._model.config._attn_implementation == "sdpa"
 
 
@@ -136,3 +137,11 @@ def test_values_of_inner_layers_reach_the_texts_that_found_them(tmp_path: Path, 
     others = [0, 2, 3, 5]
     assert torch.equal(unpadded[others], plain[others])
     assert not torch.isclose(unpadded[[1, 4]], plain[[1, 4]]).all(-1).any()
+
+
+def test_a_text_without_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened(tmp_path, "Bert")
+    encodings = [Encoding(torch.tensor(ids, dtype=torch.int64)) for ids in ([2, 5, 3], [])]
+    monkeypatch.setattr("app.model.classifier.token_ids", lambda *given, **how: encodings)
+    with pytest.raises(Unprocessable, match="Input 1 has no tokens"):
+        model.encode(["w1", "\u200b"])

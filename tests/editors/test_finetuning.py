@@ -169,6 +169,15 @@ def test_a_longer_sum_goes_on_from_a_shorter_one_and_leaves_it_as_it_was(monkeyp
     assert torch.equal(short.weight, before)
 
 
+def test_a_sum_that_an_answer_made_can_be_fitted_through() -> None:
+    every, sums = changes(3, biased=True), Sums()
+    with torch.inference_mode():
+        sums.of(every)
+    features = torch.ones(2, 7, requires_grad=True)
+    sums.of(every).on(features).sum().backward()
+    assert features.grad is not None
+
+
 FAMILIES = ["bert", "gpt2", "llama-causal", "bart-seq2seq"]
 
 
