@@ -120,9 +120,10 @@ class Several:
 
         Raises HeadMoved if something else changed the revision meanwhile.
         """
+        chosen_at = self._shop.engine.live.revision
         captured = await self._capture(records)
-        if captured.live.overlay.visited(captured.live.alive):  # since they were chosen
-            raise HeadMoved(f"At revision {captured.live.revision} there is an entry at an inner layer.")
+        if captured.live.overlay.visited(captured.live.alive):  # an entry has come since they were chosen
+            raise HeadMoved(chosen_at, captured.live.revision)
         needed, ended = await self._sifted(captured)
         if not needed:
             return ended

