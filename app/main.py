@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ FOLLOW_SECONDS = 1.0
 HITS_SECONDS = 2.0
 GRACE_SECONDS = 10
 """How long a stopping server waits for the requests under way."""
+SWITCH_SECONDS = 0.001
+"""How long one thread may keep Python from another. The device thread needs it for a moment between any two products, and
+waits for it as long as requests are read and answers written; Python's own 5 ms are half a layer.
+"""
 
 log = structlog.get_logger()
 
@@ -135,6 +140,7 @@ def serve(settings: Settings) -> None:
     if settings.model == BUILTIN:
         builtin(settings.cache_dir)  # in this thread, so that an interrupt ends it
     heap.keep()
+    sys.setswitchinterval(SWITCH_SECONDS)
     failures: list[BaseException] = []
 
     def stop(error: BaseException) -> None:
