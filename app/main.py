@@ -48,8 +48,8 @@ HITS_SECONDS = 2.0
 GRACE_SECONDS = 10
 """How long a stopping server waits for the requests under way."""
 SWITCH_SECONDS = 0.001
-"""How long one thread may keep Python from another. The device thread needs it for a moment between any two products, and
-waits for it as long as requests are read and answers written; Python's own 5 ms are half a layer.
+"""How long one thread may keep Python from another. The device thread needs it for a moment between any two products,
+while others read requests and write answers; Python's own 5 ms are as long as a layer takes.
 """
 
 log = structlog.get_logger()

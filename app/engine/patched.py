@@ -117,7 +117,8 @@ class _Seen:
         if len(sharing) < len(views):
             masks.append(torch.zeros_like(masks[0]))
         view = torch.tensor([place.get(index, len(sharing)) for index in view_of_row])
-        return cls(overlay, torch.stack(masks).to(device), view.to(device), views[sharing[0]].edit_ids)
+        alive = torch.stack(masks) if len(masks) > 1 else masks[0].unsqueeze(0)  # of thousands of patches, not copied
+        return cls(overlay, alive.to(device), view.to(device), views[sharing[0]].edit_ids)
 
 
 def _owners(lengths: Sequence[int]) -> Tensor:
